@@ -1,0 +1,1 @@
+"""Logs → prepared dataset → batches. Used from the checkout, never installed."""

@@ -1,0 +1,1 @@
+"""Exact ranking over a task's candidates, metrics, slices, intervals and the report."""

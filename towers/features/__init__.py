@@ -1,0 +1,28 @@
+"""What training and serving share: the schema, ids, vocabularies, the encode function and the batch.
+
+Nothing here imports torch, and nothing here imports another room of ours, so that a serving process
+encodes a request with exactly the code that encoded the training data.
+"""
+
+from towers.features.batch import Batch, Ragged
+from towers.features.featurizer import FeatureInfo, Featurizer
+from towers.features.ids import IdMap
+from towers.features.schema import Action, Feature, Kind, Schema
+from towers.features.vocabulary import FIRST, MISSING, OOV, PAD, Vocabulary
+
+__all__ = [
+    "FIRST",
+    "MISSING",
+    "OOV",
+    "PAD",
+    "Action",
+    "Batch",
+    "Feature",
+    "FeatureInfo",
+    "Featurizer",
+    "IdMap",
+    "Kind",
+    "Ragged",
+    "Schema",
+    "Vocabulary",
+]

@@ -1,0 +1,28 @@
+"""The one door for column names inside Towers.
+
+Raw logs may call their columns what they like; a data config maps them to these names, and below the
+reader nothing else is used.
+"""
+
+USER = "user"  # external user id, int64 or string
+ITEM = "item"  # external item id, int64 or string
+TIME = "time"  # event time, microseconds since the epoch, UTC
+ORDER = "order"  # plain order of a user's events, where there is no clock
+ACTION = "action"  # what the user did: one of the schema's actions
+WEIGHT = "weight"  # label weight of an example
+SPLIT = "split"  # name of the split an example belongs to
+
+USER_ROW = "user_row"  # row of users.parquet
+ITEM_ROW = "item_row"  # row of items.parquet
+HISTORY_START = "history_start"  # first history-log position of the example's user
+HISTORY_END = "history_end"  # one past the last history-log position visible to the example
+VALID_FROM = "valid_from"  # from when a version of a user or an item holds; null: always
+POSTED = "posted"  # from when an item may be recommended; null: always
+EXPIRES = "expires"  # until when (exclusive) an item may be recommended; null: for ever
+GROUP = "group"  # items of one group are reposts of each other
+RANK = "rank"  # 1 is best
+SCORE = "score"  # similarity of the trained model
+VALUE, ID, COUNT = "value", "id", "count"  # columns of a vocabulary file
+
+FEATURE_PREFIX = "f."  # encoded feature columns of users.parquet and items.parquet
+ATTRIBUTE_PREFIX = "a."  # raw filter and display columns of items.parquet

@@ -1,0 +1,60 @@
+"""Text → hashed word and character n-grams.
+
+Words carry meaning, character n-grams inside word boundaries carry what words share ("nurse",
+"nursing") and survive misspellings (Bojanowski et al., 2017). Hashing needs no dictionary and is the
+same on every machine (CRC-32 of the UTF-8 bytes).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
+from zlib import crc32
+
+_WORD = re.compile(r"\w[\w+#]*")  # keeps "c++" and "c#" apart from "c"
+
+
+def words(text: str) -> list[str]:
+    """Case-folded words of a text.
+
+    >>> words("Senior C++ Engineer (m/f)")
+    ['senior', 'c++', 'engineer', 'm', 'f']
+    """
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+@lru_cache(maxsize=1 << 18)
+def _chars(word: str, sizes: tuple[int, ...]) -> tuple[str, ...]:
+    marked = f"<{word}>"
+    return tuple(marked[i : i + n] for n in sizes for i in range(len(marked) - n + 1) if n < len(marked))
+
+
+def ngrams(text: str, word_sizes: tuple[int, ...], char_sizes: tuple[int, ...]) -> Iterable[str]:
+    """Word n-grams (joined by a space), then character n-grams, with repetitions.
+
+    >>> list(ngrams("data nurse", (1, 2), (5,)))
+    ['data', 'nurse', 'data nurse', '<data', 'data>', '<nurs', 'nurse', 'urse>']
+    """
+    ws = words(text)
+    for n in word_sizes:
+        yield from (" ".join(ws[i : i + n]) for i in range(len(ws) - n + 1))
+    for w in ws:
+        yield from _chars(w, char_sizes)
+
+
+@lru_cache(maxsize=1 << 20)
+def bucket(gram: str, buckets: int) -> int:
+    """The bucket of an n-gram, in ``[0, buckets)``."""
+    return crc32(gram.encode()) % buckets
+
+
+def hashed(text: str, buckets: int, word_sizes: tuple[int, ...], char_sizes: tuple[int, ...], limit: int) -> list[int]:
+    """At most ``limit`` distinct buckets of a text, words first."""
+    seen: dict[int, None] = {}
+    for gram in ngrams(text, word_sizes, char_sizes):
+        seen.setdefault(bucket(gram, buckets))
+        if len(seen) >= limit:
+            break
+    return list(seen)

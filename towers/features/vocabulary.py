@@ -1,0 +1,109 @@
+"""Values ↔ embedding rows.
+
+Every vocabulary starts with three rows of its own, so that padding, absence and novelty are never
+mixed up: ``PAD`` (fills lists up; its embedding is zero and never trained), ``MISSING`` (the value is
+null, or the list is empty) and ``OOV`` (a value that the training data did not hold often enough).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from towers.errors import DataError
+from towers.features import columns as c
+
+PAD, MISSING, OOV, FIRST = 0, 1, 2, 3
+
+
+class Vocabulary:
+    """An ordered set of values with their training counts; value ``i`` has id ``FIRST + i``.
+
+    Args:
+        values: ``[V]`` unique values.
+        counts: ``[V]`` how often each was seen in training.
+    """
+
+    def __init__(self, values: pa.Array, counts: NDArray[np.int64]) -> None:
+        self.values = values
+        self.counts = counts
+
+    @classmethod
+    def fit(
+        cls,
+        column: pa.Array | pa.ChunkedArray,
+        weights: NDArray[np.int64] | None = None,
+        *,
+        min_count: int = 1,
+        max_size: int | None = None,
+    ) -> Vocabulary:
+        """The values of a column, the most frequent first (ties by value, so that order is stable).
+
+        Args:
+            column: the values, nulls allowed.
+            weights: how often each row counts; 0 leaves it out. By default once.
+            min_count: rarer values are out of vocabulary.
+            max_size: keep at most this many.
+        """
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        weights = np.ones(len(column), np.int64) if weights is None else np.asarray(weights, np.int64)
+        table = pa.table({c.VALUE: column, c.COUNT: weights}).filter(pc.is_valid(pc.field(c.VALUE)))
+        table = table.group_by(c.VALUE).aggregate([(c.COUNT, "sum")]).rename_columns([c.VALUE, c.COUNT])
+        table = table.filter(pc.field(c.COUNT) >= max(1, min_count))
+        table = table.sort_by([(c.COUNT, "descending"), (c.VALUE, "ascending")])
+        if max_size is not None:
+            table = table.slice(0, max_size)
+        values = table[c.VALUE].combine_chunks()
+        return cls(values, table[c.COUNT].to_numpy().astype(np.int64))
+
+    def __len__(self) -> int:
+        """Number of embedding rows, the three special ones included."""
+        return FIRST + len(self.values)
+
+    def encode(self, column: pa.Array | pa.ChunkedArray, where: str = "") -> NDArray[np.int32]:
+        """``[n]`` ids of ``[n]`` values: null is MISSING, an unknown value is OOV.
+
+        Raises:
+            DataError: the column's type cannot be compared with the vocabulary's.
+        """
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if column.type != self.values.type:
+            try:
+                column = column.cast(self.values.type)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
+                raise DataError(
+                    f"values of type {column.type}; this feature was fitted on {self.values.type}",
+                    where=where,
+                    cure="give the column its training type, or prepare the data again",
+                ) from e
+        found = pc.fill_null(pc.index_in(column, value_set=self.values), -1).to_numpy(zero_copy_only=False)
+        ids = np.where(found >= 0, found + FIRST, OOV).astype(np.int32)
+        if column.null_count:
+            ids[pc.is_null(column).to_numpy(zero_copy_only=False)] = MISSING
+        return ids
+
+    def all_counts(self) -> NDArray[np.int64]:
+        """``[len(self)]`` counts by id; 0 for the three special rows."""
+        return np.concatenate([np.zeros(FIRST, np.int64), self.counts])
+
+    def save(self, path: Path) -> None:
+        """Write ``value, id, count``."""
+        ids = np.arange(FIRST, len(self), dtype=np.int32)
+        pq.write_table(pa.table({c.VALUE: self.values, c.ID: ids, c.COUNT: self.counts}), path)
+
+    @classmethod
+    def load(cls, path: Path) -> Vocabulary:
+        """Read what ``save`` wrote."""
+        table = pq.read_table(path)
+        return cls(table[c.VALUE].combine_chunks(), table[c.COUNT].to_numpy().astype(np.int64))

@@ -1,0 +1,1 @@
+"""From item embeddings to a verified bundle, and from a bundle to answers."""

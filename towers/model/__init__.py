@@ -1,0 +1,1 @@
+"""Towers, similarity, negatives, logits, losses, optimisers and the Lightning wiring."""
