@@ -1,0 +1,308 @@
+"""What a data config says, checked as a whole before any work starts.
+
+``DatasetSpec.parse`` turns the plain mapping of ``configs/data/NAME.yaml`` into frozen dataclasses. All
+mistakes that can be seen without reading data are collected and reported in one error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self
+
+from towers.errors import ConfigError
+from towers.features import Action, Feature
+
+Policy = Literal["stop", "set_aside"]
+
+
+def _strict(cls: type, spec: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The mapping itself, once its keys are known to be fields of ``cls``."""
+    known = {f.name for f in fields(cls)}
+    if unknown := sorted(set(spec) - known):
+        raise ConfigError(f"{where}: unknown settings {unknown}; known are {sorted(known)}")
+    return dict(spec)
+
+
+def _paths(files: str | Sequence[str] | None) -> tuple[str, ...]:
+    return () if files is None else (files,) if isinstance(files, str) else tuple(files)
+
+
+@dataclass(frozen=True)
+class TimeSpec:
+    """The clock of a log.
+
+    Attributes:
+        column: its column.
+        unit: ``s``, ``ms`` or ``us`` for numbers since the epoch; leave it out for timestamps and ISO strings.
+        timezone: what a naive timestamp means, e.g. ``Europe/Berlin``; without it, naive is an error.
+    """
+
+    column: str
+    unit: Literal["s", "ms", "us"] | None = None
+    timezone: str | None = None
+
+
+@dataclass(frozen=True)
+class EventsSpec:
+    """The interaction log.
+
+    Attributes:
+        files: path, folder, glob or URI, or several; with the ``given`` split rule, a mapping from split
+            name to these, in the order in which the splits follow each other.
+        user, item: id columns.
+        time: the clock, if there is one.
+        order: column with a plain order of a user's events, if there is no clock.
+        action: column with the kind of event; without it every event is of the first action.
+        weight: column with a weight that multiplies the action's.
+        split: column that names the split, another form of the ``given`` rule.
+        types: types for CSV columns, e.g. ``{user: string}``; otherwise ids are integers where all look it.
+    """
+
+    files: tuple[tuple[str, tuple[str, ...]], ...]
+    user: str = "user"
+    item: str = "item"
+    time: TimeSpec | None = None
+    order: str | None = None
+    action: str | None = None
+    weight: str | None = None
+    split: str | None = None
+    types: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, spec: Mapping[str, Any]) -> Self:
+        """From the ``events`` block."""
+        kw = _strict(cls, spec, "events")
+        files = kw.get("files")
+        if not files:
+            raise ConfigError("events: set files to the path of the log")
+        by_split = files if isinstance(files, Mapping) else {"": files}
+        kw["files"] = tuple((str(name), _paths(paths)) for name, paths in by_split.items())
+        if isinstance(kw.get("time"), str):
+            kw["time"] = {"column": kw["time"]}
+        if kw.get("time"):
+            kw["time"] = TimeSpec(**_strict(TimeSpec, kw["time"], "events.time"))
+        return cls(**kw)
+
+    @property
+    def clock(self) -> str:
+        """``time``, ``order`` or ``none``."""
+        return "time" if self.time else "order" if self.order else "none"
+
+
+@dataclass(frozen=True)
+class ListSpec:
+    """A long table (key, value) that becomes a list column, e.g. one row for each (job, skill)."""
+
+    files: tuple[str, ...]
+    key: str
+    value: str
+
+
+@dataclass(frozen=True)
+class EntitySpec:
+    """Users or items.
+
+    Attributes:
+        files: their table; without it, they are the ids of the log.
+        key: id column.
+        features: see ``towers.features.Feature``.
+        lists: list columns to be gathered from long tables, by name.
+        attributes: raw columns that travel to the bundle, for filters and display.
+        separator: splits the text of list columns, where the format has no lists (CSV).
+        posted, expires: timestamp columns between which an item may be recommended.
+        group: column that is equal for reposts of one item.
+        types: types for CSV columns.
+    """
+
+    files: tuple[str, ...] = ()
+    key: str = ""
+    features: tuple[Feature, ...] = ()
+    lists: tuple[tuple[str, ListSpec], ...] = ()
+    attributes: tuple[str, ...] = ()
+    separator: str | None = None
+    posted: str | None = None
+    expires: str | None = None
+    group: str | None = None
+    types: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, spec: Mapping[str, Any] | None, side: str, key: str) -> Self:
+        """From the ``users`` or ``items`` block."""
+        kw = _strict(cls, spec or {}, side)
+        kw["files"] = _paths(kw.get("files"))
+        kw.setdefault("key", key)
+        kw["features"] = tuple(Feature.parse(n, f) for n, f in (kw.get("features") or {}).items())
+        lists = {n: _strict(ListSpec, v, f"{side}.lists.{n}") for n, v in (kw.get("lists") or {}).items()}
+        kw["lists"] = tuple((n, ListSpec(**{**v, "files": _paths(v["files"])})) for n, v in lists.items())
+        kw["attributes"] = tuple(kw.get("attributes") or ())
+        return cls(**kw)
+
+
+@dataclass(frozen=True)
+class SplitSpec:
+    """How examples are divided into train, valid and test.
+
+    Attributes:
+        rule: ``given`` (by file or column), ``leave_last_out`` (a user's last item is test, the one before
+            it valid), ``global_time``, ``random_per_user``, or ``cold_items`` (whole items held out).
+        valid, test: ``global_time``: a timestamp (ISO, UTC) from which the split begins, or a share of the
+            events, or a number of days written as ``"7d"``; ``random_per_user``, ``cold_items``: a share.
+        min_items: ``leave_last_out`` and ``random_per_user``: users with fewer distinct items stay in train.
+        seed: of the random rules.
+    """
+
+    rule: Literal["given", "leave_last_out", "global_time", "random_per_user", "cold_items"] = "given"
+    valid: float | str = 0.1
+    test: float | str = 0.2
+    min_items: int = 3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What an evaluation asks.
+
+    Attributes:
+        targets: splits whose positives are to be found.
+        candidates: ``all`` items, ``trained`` items (with a training event), ``live`` (posted and not
+            expired at the query's time), ``held_out`` (the items of the targets), or a file of item ids.
+        exclude: splits whose items a user is not shown again, or a file of (user, item) pairs.
+        exclude_groups: exclude all items of an excluded item's group.
+        unit: ``user`` (one query for each user, all targets at once) or ``event`` (one for each user and time).
+    """
+
+    targets: tuple[str, ...]
+    candidates: str = "all"
+    exclude: tuple[str, ...] | str = ()
+    exclude_groups: bool = False
+    unit: Literal["user", "event"] = "user"
+
+    @classmethod
+    def parse(cls, name: str, spec: Mapping[str, Any]) -> Self:
+        """From one entry of the ``tasks`` block."""
+        kw = _strict(cls, spec, f"tasks.{name}")
+        kw["targets"] = _paths(kw.get("targets", name))
+        if not isinstance(kw.get("exclude", ()), str):
+            kw["exclude"] = tuple(kw.get("exclude") or ())
+        return cls(**kw)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What happens to rows with one kind of fault.
+
+    Attributes:
+        policy: ``stop`` at the first, or ``set_aside`` (written to ``rejected/``, counted).
+        limit: share of the log that may be set aside before it is an error after all.
+    """
+
+    policy: Policy = "stop"
+    limit: float = 0.01
+
+
+# Every fault a log row can have, in the order in which they are looked for; the first one counts.
+FAULTS: dict[str, Limit] = {
+    "null_key": Limit("stop"),
+    "bad_time": Limit("stop"),
+    "bad_weight": Limit("stop"),
+    "unknown_action": Limit("stop"),
+    "unknown_split": Limit("stop"),
+    "unknown_user": Limit("set_aside", 0.01),
+    "unknown_item": Limit("set_aside", 0.01),
+    "after_expiry": Limit("set_aside", 0.01),
+    "duplicate": Limit("set_aside", 0.2),
+    # of user and item tables; set aside means that the value counts as missing
+    "nan_feature": Limit("set_aside", 1.0),
+    "infinite_feature": Limit("stop"),
+}
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A whole data config; see ``docs/data.md`` for a commented example."""
+
+    name: str
+    events: EventsSpec
+    users: EntitySpec
+    items: EntitySpec
+    actions: tuple[Action, ...]
+    split: SplitSpec
+    tasks: tuple[tuple[str, TaskSpec], ...]
+    faults: Mapping[str, Limit]
+    source: str = ""
+    select: str = "valid"
+    history_length: int = 50
+    refit: bool = False
+
+    @classmethod
+    def parse(cls, spec: Mapping[str, Any]) -> Self:
+        """From the plain mapping of a data config.
+
+        Raises:
+            ConfigError: listing every mistake that was found.
+        """
+        kw = _strict(cls, spec, "data")
+        errors: list[str] = []
+
+        def attempt(key: str, make: Any) -> None:
+            try:
+                kw[key] = make()
+            except (ConfigError, TypeError, ValueError, KeyError) as e:
+                errors.append(str(e) if isinstance(e, ConfigError) else f"{key}: {e}")
+
+        attempt("events", lambda: EventsSpec.parse(kw.get("events") or {}))
+        for side, key in (("users", "user"), ("items", "item")):
+            attempt(side, lambda side=side, key=key: EntitySpec.parse(kw.get(side), side, key))
+        actions = kw.get("actions") or {"click": {}}
+        attempt("actions", lambda: tuple(Action(n, **_strict(Action, a or {}, n)) for n, a in actions.items()))
+        attempt("split", lambda: SplitSpec(**_strict(SplitSpec, kw.get("split") or {}, "split")))
+        tasks = kw.get("tasks") or {"valid": {"exclude": ["train"]}, "test": {"exclude": ["train", "valid"]}}
+        attempt("tasks", lambda: tuple((n, TaskSpec.parse(n, t or {})) for n, t in tasks.items()))
+        attempt("faults", lambda: _limits(kw.get("faults") or {}))
+        if errors:
+            raise ConfigError("\n".join(["the data config cannot work:", *(f"  - {e}" for e in errors)]))
+        out = cls(**kw)
+        out._check()
+        return out
+
+    def _check(self) -> None:
+        errors = []
+        e = self.events
+        named = [n for n, _ in e.files if n]
+        if self.split.rule == "given" and not named and not e.split:
+            errors.append("split.rule given: name a split for each file (events.files: {train: …}) or set events.split")
+        if self.split.rule != "given" and (named or e.split):
+            errors.append(f"split.rule {self.split.rule}: the log already names its splits; use split.rule=given")
+        if self.split.rule == "global_time" and e.clock != "time":
+            errors.append("split.rule global_time: set events.time")
+        if self.split.rule == "leave_last_out" and e.clock == "none":
+            errors.append("split.rule leave_last_out: set events.time or events.order")
+        if e.time and e.order:
+            errors.append("events: set time or order, not both")
+        if not any(a.weight > 0 for a in self.actions):
+            errors.append("actions: no action has a positive weight, so nothing can be learnt")
+        if any(a.weight < 0 for a in self.actions):
+            errors.append("actions: weights must not be negative; 0 marks an action that is no positive")
+        for name, t in self.tasks:
+            if t.unit == "event" and e.clock == "none":
+                errors.append(f"tasks.{name}: unit event needs events.time or events.order")
+            if t.candidates == "live" and (e.clock != "time" or not (self.items.posted or self.items.expires)):
+                errors.append(f"tasks.{name}: candidates live needs events.time and items.posted or items.expires")
+        if self.select not in dict(self.tasks):
+            errors.append(f"select: no task {self.select!r}; there are {[n for n, _ in self.tasks]}")
+        if errors:
+            raise ConfigError("\n".join(["the data config cannot work:", *(f"  - {e}" for e in errors)]))
+
+    def refitted(self) -> Self:
+        """The same dataset with the validation split moved into training."""
+        return replace(self, refit=True, name=f"{self.name}-refit")
+
+
+def _limits(spec: Mapping[str, Any]) -> dict[str, Limit]:
+    if unknown := sorted(set(spec) - set(FAULTS)):
+        raise ConfigError(f"faults: unknown {unknown}; known are {sorted(FAULTS)}")
+    return {
+        name: Limit(**_strict(Limit, {**default.__dict__, **(spec.get(name) or {})}, f"faults.{name}"))
+        for name, default in FAULTS.items()
+    }

@@ -1,0 +1,112 @@
+"""Writing a prepared dataset: bucketed parts, hashes, and an atomic appearance under the final name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+# Users of one bucket share a part. New users are numbered after the old ones, so that newer logs add
+# buckets and generations and rewrite none.
+USERS_PER_BUCKET = 1 << 18
+FORMAT_VERSION = 1
+
+
+class Parts:
+    """Rows sorted by user → ``FOLDER/BUCKET-GENERATION.parquet``, one writer open at a time."""
+
+    def __init__(self, root: Path, folder: str, generation: int = 0) -> None:
+        self._root, self._folder, self._generation = root, folder, generation
+        (root / folder).mkdir(parents=True)
+        self._bucket = -1
+        self._writer: pq.ParquetWriter | None = None
+        self.files: dict[str, int] = {}  # name → rows
+        self.rows = 0
+
+    def write(self, user: NDArray[np.int32], table: pa.Table) -> None:
+        """Append rows; ``user`` are their user rows, not before those of earlier calls."""
+        if not len(user):
+            return
+        buckets = user // USERS_PER_BUCKET
+        cuts = np.append(np.flatnonzero(np.diff(buckets, prepend=-1)), len(user))
+        for start, stop in pairwise(cuts):
+            self._append(int(buckets[start]), table.slice(start, stop - start))
+
+    def _append(self, bucket: int, table: pa.Table) -> None:
+        name = f"{self._folder}/{bucket:05d}-{self._generation:05d}.parquet"
+        if bucket != self._bucket:
+            self.close()
+            self._bucket = bucket
+            # plain encoding: ids and offsets do not repeat enough for a dictionary to pay
+            self._writer = pq.ParquetWriter(
+                self._root / name, table.schema, compression="zstd", compression_level=1, use_dictionary=False
+            )
+        assert self._writer is not None
+        self._writer.write_table(table)
+        self.files[name] = self.files.get(name, 0) + len(table)
+        self.rows += len(table)
+
+    def close(self) -> None:
+        """Close the open part."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def describe_files(root: Path, rows: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """Every file below ``root`` with its size, SHA-256 and, where known, rows."""
+    out = {}
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        name = path.relative_to(root).as_posix()
+        out[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        if name in rows:
+            out[name]["rows"] = rows[name]
+    return out
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON beside the final name and rename it into place."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as f:
+        json.dump(value, f, indent=1)
+        f.write("\n")
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(path)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into that appears as ``target`` only if the block succeeds; an older one is replaced."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.exists():
+            old = target.with_name(f".{target.name}.{os.getpid()}.old")
+            target.rename(old)
+            temporary.rename(target)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
