@@ -1,0 +1,184 @@
+"""Exact ranking of a task's candidates for its queries, in blocks on the device of the vectors.
+
+Shapes: ``Q`` queries, ``N`` candidates, ``D`` dimensions, ``K`` places, ``B`` queries of a block,
+``W`` columns of the score buffer (``N`` and a little padding), ``T`` targets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from towers.errors import DataError
+from towers.evaluation.eligibility import Clock, Columns, Exclusions
+from towers.evaluation.task import Task
+from towers.evaluation.topk import padded, top_k
+from towers.features import Ragged
+
+_BUFFER_BYTES = 128 << 20  # large enough for the matmul, small enough for one page-faulted buffer
+_COMPARED_BYTES = 32 << 20  # rows copied at once to find the ranks of targets
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best candidates of every query, and where its targets stand.
+
+    Attributes:
+        items: ``[Q, K]`` int64 item rows, the best first; ``-1`` where fewer than ``K`` are eligible.
+        scores: ``[Q, K]`` float32; ``-inf`` where there is no item.
+        target_ranks: aligned with ``Task.targets``: the rank, from 1, of every target among the
+            eligible candidates of its query, 0 if it is not eligible. None unless asked for.
+        eligible: ``[Q]`` int64, eligible candidates of each query. None unless ranks were asked for.
+    """
+
+    items: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    target_ranks: Ragged | None = None
+    eligible: NDArray[np.int64] | None = None
+
+
+@torch.no_grad()
+def rank(
+    queries: Tensor | Iterable[Tensor],
+    candidates: Tensor,
+    task: Task,
+    k: int,
+    *,
+    block: int | None = None,
+    target_ranks: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> Ranking:
+    """Rank every eligible candidate of a task for each of its queries by inner product.
+
+    Equal scores are ordered by candidate column, the lower first (as far as the scores are equal to
+    the last bit: another block size or device may round a product differently).
+
+    Args:
+        queries: ``[Q, D]`` query vectors, or blocks of them in query order.
+        candidates: ``[N, D]`` candidate vectors in the order of ``task.candidates``; the ranking runs on
+            their device. A model with cosine similarity has normalised both.
+        task: the candidates, exclusions and times.
+        k: how many places to fill.
+        block: queries scored at once; by default what keeps the scores near 128 MB.
+        target_ranks: also find the rank of every target (for AUC, and MRR without a cut-off).
+        progress: called with the number of queries finished after each block.
+
+    Raises:
+        DataError: a vector is not finite, or so long that scores may overflow.
+        ValueError: shapes disagree with the task, or ``k < 1``.
+    """
+    n = len(task.candidates)
+    blocks = [queries] if isinstance(queries, Tensor) else list(queries)
+    vectors = torch.cat([q.to(candidates.device, torch.float32) for q in blocks]) if blocks else candidates.new_empty(0)
+    candidates = candidates.float()
+    if len(vectors) != len(task) or candidates.shape != (n, *vectors.shape[1:]) or candidates.ndim != 2 or k < 1:
+        raise ValueError(
+            f"queries {list(vectors.shape)}, candidates {list(candidates.shape)}, k={k}; task {task.name!r} "
+            f"has {len(task)} queries and {n} candidates"
+        )
+    _check(vectors, candidates, task)
+
+    exclusions = Exclusions(task)
+    targets = Columns(task.candidates).pairs(task.targets)
+    clock = None
+    order = np.arange(len(task))
+    if task.time is not None and (task.posted is not None or task.expires is not None):
+        clock = Clock(task, candidates.device)
+        order = np.argsort(task.time, kind="stable")
+    width = padded(max(n, k))
+    block = block or max(16, _BUFFER_BYTES // (4 * width))
+    buffer = torch.full((min(block, len(task)), width), -math.inf, device=candidates.device)
+    items = np.full((len(task), k), -1, np.int64)
+    scores = np.full((len(task), k), -np.inf, np.float32)
+    ranks = np.zeros(len(task.targets.values), np.int64)
+    eligible = np.zeros(len(task), np.int64)
+
+    for start in range(0, len(task), block):
+        rows = order[start : start + block]
+        block_scores = buffer[: len(rows)]
+        with _full_precision():
+            torch.mm(vectors[torch.from_numpy(rows).to(vectors.device)], candidates.T, out=block_scores[:, :n])
+        exclusions.apply(block_scores, rows)
+        if clock is not None:
+            clock.apply(block_scores, rows)
+        best, columns = top_k(block_scores, k)
+        found = best.cpu().numpy()
+        columns = np.where(found > -np.inf, columns.cpu().numpy(), -1)
+        items[rows] = np.where(columns >= 0, task.candidates[columns], -1) if n else -1
+        scores[rows] = found
+        if target_ranks:
+            place, pairs = targets.of(rows)
+            ranks[targets.source[pairs]] = _ranks(block_scores, place, targets.columns[pairs])
+            eligible[rows] = (block_scores > -math.inf).sum(dim=1).cpu().numpy()
+        if progress is not None:
+            progress(len(rows))
+    if not target_ranks:
+        return Ranking(items, scores)
+    return Ranking(items, scores, Ragged(task.targets.offsets, ranks), eligible)
+
+
+def _ranks(scores: Tensor, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``[P]`` ranks from 1 of entries ``(rows, columns)`` within their rows of ``[B, W]``; 0 for ``-inf``.
+
+    An entry's rank is one more than the number of entries before it: the greater ones, and equal ones
+    in lower columns.
+    """
+    out = np.zeros(len(rows), np.int64)
+    step = max(1, _COMPARED_BYTES // (4 * scores.shape[1]))
+    position = torch.arange(scores.shape[1], device=scores.device)
+    for start in range(0, len(rows), step):
+        row = torch.from_numpy(rows[start : start + step]).to(scores.device)
+        column = torch.from_numpy(columns[start : start + step]).to(scores.device)[:, None]
+        whole = scores.index_select(0, row)
+        own = whole.gather(1, column)
+        before = (whole > own).sum(dim=1)
+        equal = whole == own
+        tied = (equal.sum(dim=1) > 1) & (own[:, 0] > -math.inf)
+        if tied.any():
+            before[tied] += (equal[tied] & (position < column[tied])).sum(dim=1)
+        out[start : start + step] = torch.where(own[:, 0] > -math.inf, before + 1, 0).cpu().numpy()
+    return out
+
+
+def _check(queries: Tensor, candidates: Tensor, task: Task) -> None:
+    """Refuse vectors that could give a score that is no number.
+
+    If the longest query times the longest candidate is finite, so is every score (Cauchy-Schwarz);
+    looking at the ``Q + N`` lengths is much cheaper than looking at the ``Q × N`` scores.
+    """
+    longest = torch.ones((), device=candidates.device)
+    for side, vectors in (("query", queries), ("candidate", candidates)):
+        norms = torch.linalg.vector_norm(vectors, dim=1)
+        if not (finite := norms.isfinite()).all():
+            bad = int((~finite).nonzero()[0])
+            raise DataError(
+                f"{int((~finite).sum())} of {len(vectors)} {side} vectors are not finite",
+                where=f"task {task.name!r}, {side} {bad}",
+                cure="training has diverged: lower the learning rate, or clip gradients",
+            )
+        if len(norms):
+            longest = longest * norms.max()
+    if not longest.isfinite():
+        raise DataError(
+            "vectors so long that scores overflow to infinity",
+            where=f"task {task.name!r}",
+            cure="normalise the towers' output, or lower the learning rate",
+        )
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Score in float32 even where training allows TF32 or bfloat16 products: ranks hang on small differences."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
