@@ -153,14 +153,13 @@ def _check_keys(con: duckdb.DuckDBPyConnection, s: Source, key: str, side: str) 
     k = quote(key)
     found = con.execute(
         f"SELECT count(*) - count({k}), count({k}) - count(DISTINCT {k}), count(*) FROM {s.sql}"
-    ).fetchone()
-    nulls, twice, rows = found if found else (0, 0, 0)
+    ).fetchall()[0]
+    nulls, twice, rows = found
     if not rows:
         raise DataError(f"the {side} table is empty", where=s.files[0], cure=f"correct {side}s.files")
     if nulls or twice:
         condition = f"{k} IS NULL" if nulls else f"{k} IN (SELECT {k} FROM {s.sql} GROUP BY 1 HAVING count(*) > 1)"
-        row = con.execute(f"SELECT _file, _row, {k} FROM {s.positioned()} WHERE {condition} LIMIT 1").fetchone()
-        assert row is not None
+        row = con.execute(f"SELECT _file, _row, {k} FROM {s.positioned()} WHERE {condition} LIMIT 1").fetchall()[0]
         what = f"{nulls} null keys" if nulls else f"{twice} duplicate keys, the first {row[2]!r}"
         raise DataError(what, where=f"{row[0]}, column {key!r}, row {row[1]}", cure=f"keep one row for each {side}")
 

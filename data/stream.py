@@ -54,12 +54,13 @@ class Stream:
     def _boundaries(self) -> tuple[int, int]:
         want = splits.shares(self.spec.split)
         quantiles = ", ".join(f"quantile_disc(time, {q})" for q in want) or "NULL"
-        found = self.con.execute(f"SELECT min(time), max(time), {quantiles} FROM log").fetchone()
-        if found is None or found[0] is None:
+        found = self.con.execute(f"SELECT min(time), max(time), {quantiles} FROM log").fetchall()[0]
+        if found[0] is None:
             raise DataError("the log has no events", where=str(self.spec.events.files), cure="correct events.files")
         return splits.boundaries(self.spec.split, found[0], found[1], dict(zip(want, found[2:], strict=False)))
 
     def run(self, progress: Progress) -> None:
+        """Read the log to its end."""
         for events in self._whole_users():
             self._consume(events)
             progress("writing examples and histories", 0.1 + 0.7 * min(1.0, self.rows / max(self.rows + 1, 1 << 22)))

@@ -1,0 +1,155 @@
+"""Examples → ``Batch``es: integer gathers from the prepared columns, in an order that is a pure function.
+
+Nothing is copied per example: a history is a slice of the history log, and what a batch holds of it is
+its newest part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.prepared import Examples, HistoryLog, ragged_slices
+from towers.features import Batch, Ragged
+
+_HOUR_US = 3_600_000_000
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Turns example columns into a batch of torch tensors.
+
+    Attributes:
+        history: the history log.
+        clock: ``time``, ``order`` or ``none``.
+        length: the newest events of a history that a batch holds.
+        training: take the example's own item out of an untimed history, and list the user's known items.
+    """
+
+    history: HistoryLog
+    clock: str
+    length: int
+    training: bool
+
+    def __call__(self, e: Examples) -> Batch:
+        """The batch of all rows of ``e``."""
+        h = self.history
+        start = h.offsets[e.user]
+        lengths = np.minimum(e.history_end - start, self.length)
+        longest = max(1, int(lengths.max(initial=0)))
+        at = e.history_end[:, None] - 1 - np.arange(longest)  # newest first
+        there = np.arange(longest) < lengths[:, None]
+        at = np.where(there, at, 0)
+        items = h.item[at].astype(np.int64) if len(h.item) else np.zeros(at.shape, np.int64)
+        if self.training and self.clock == "none":
+            there &= items != e.item[:, None]
+        actions = h.action[at].astype(np.int64) if len(h.item) else np.zeros(at.shape, np.int64)
+        age = np.zeros(at.shape, np.float32)
+        if self.clock == "time" and h.time is not None and e.time is not None and len(h.time):
+            hours = (e.time[:, None] - h.time[at]) / _HOUR_US
+            age = np.where(there, np.log1p(np.maximum(hours, 0)), 0).astype(np.float32)
+        if self.training:
+            known = ragged_slices(h.item, start, h.stage_ends[e.user, 0])
+        else:
+            known = Ragged(np.zeros(len(e) + 1, np.int64), np.zeros(0, np.int64))
+        return Batch(
+            user=torch.from_numpy(e.user.astype(np.int64)),
+            item=torch.from_numpy(e.item.astype(np.int64)),
+            weight=torch.from_numpy(np.asarray(e.weight)),
+            history=torch.from_numpy(np.where(there, items, -1)),
+            history_action=torch.from_numpy(np.where(there, actions, 0)),
+            history_age=torch.from_numpy(age),
+            known=Ragged(torch.from_numpy(known.offsets), torch.from_numpy(known.values)),
+            time=torch.from_numpy(e.time) if self.clock == "time" and e.time is not None else None,
+        )
+
+
+class TrainBatches:
+    """Shuffled training batches; every example once per epoch.
+
+    The order is a function of (seed, epoch) alone, and the position in it is a single number, so that a
+    run that was stopped in the middle of an epoch goes on with exactly the batches it had not seen.
+
+    Args:
+        examples: the training examples.
+        collate: makes the batch.
+        batch_size: examples in a batch, on this rank.
+        seed: of the order.
+        epoch: tells the current epoch.
+        rank, world: this process and how many there are; each takes every ``world``-th example.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        collate: Callable[[Examples], Batch],
+        batch_size: int,
+        seed: int,
+        epoch: Callable[[], int],
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._examples, self._collate, self._size = examples, collate, batch_size
+        self._seed, self._epoch, self._rank, self._world = seed, epoch, rank, world
+        self._done = 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch, the same on every rank."""
+        return max(1, -(-(len(self._examples) // self._world) // self._size))
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """This rank's examples of an epoch, in order."""
+        shuffled = np.random.default_rng([self._seed, epoch]).permutation(len(self._examples))
+        return shuffled[self._rank :: self._world]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the current epoch."""
+        order = self.order(self._epoch())
+        first, self._done = self._done, 0
+        for i in range(first, len(self)):
+            self._done = i + 1
+            # the last batch may be short, or hold the one example by which the ranks' shares differ
+            end = len(order) if i == len(self) - 1 else (i + 1) * self._size
+            yield self._collate(self._examples.take(order[i * self._size : end]))
+        self._done = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Batches of the current epoch that were handed out."""
+        return {"done": self._done, "seed": self._seed, "world": self._world, "batches": len(self)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint stopped.
+
+        Raises:
+            ValueError: the run is not the same: another seed, world size or number of batches.
+        """
+        mine = self.state_dict()
+        for key in ("seed", "world", "batches"):
+            if state[key] != mine[key]:
+                raise ValueError(
+                    f"cannot resume: {key} was {state[key]} and is {mine[key]}; resume with the settings of the "
+                    "checkpoint, or start anew"
+                )
+        self._done = int(state["done"]) % len(self)
+
+
+class QueryBatches:
+    """Evaluation queries as batches, in query order (see ``towers.evaluation.task``)."""
+
+    def __init__(self, queries: Examples, collate: Callable[[Examples], Batch], batch_size: int = 1024) -> None:
+        self._queries, self._collate, self._size = queries, collate, batch_size
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self._queries) // self._size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from the first query to the last."""
+        for i in range(0, len(self._queries), self._size):
+            rows = np.arange(i, min(i + self._size, len(self._queries)))
+            yield self._collate(self._queries.take(rows))

@@ -1,0 +1,224 @@
+"""A prepared dataset, opened for reading: columns as arrays, checked against ``dataset.json``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data.spec import TaskSpec
+from data.writer import FORMAT_VERSION
+from towers.errors import ConfigError, DataError
+from towers.features import Featurizer, Ragged, Schema
+from towers.features import columns as c
+from towers.features.featurizer import Encoded
+
+_FAR = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples of some splits, as columns.
+
+    ``user``, ``item`` ``[n]`` int32 rows; ``time`` ``[n]`` int64 (microseconds, or the plain order) or
+    None; ``weight`` ``[n]`` float32; ``split`` ``[n]`` int8; ``history_end`` ``[n]`` int64.
+    """
+
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    time: NDArray[np.int64] | None
+    weight: NDArray[np.float32]
+    split: NDArray[np.int8]
+    history_end: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.user)
+
+    def take(self, rows: NDArray[Any]) -> Examples:
+        """Examples selected by a mask or by indices."""
+        time = None if self.time is None else self.time[rows]
+        return Examples(
+            self.user[rows], self.item[rows], time, self.weight[rows], self.split[rows], self.history_end[rows]
+        )
+
+
+@dataclass(frozen=True)
+class HistoryLog:
+    """All history-eligible events, sorted by (user, stage, time).
+
+    Attributes:
+        offsets: ``[users + 1]``; user ``u``'s events are ``offsets[u] : offsets[u + 1]``.
+        stage_ends: ``[users, 2]``: where a user's training, and training + validation, events end.
+        item, action, time: ``[n]`` columns; time is None where the log has no clock.
+    """
+
+    offsets: NDArray[np.int64]
+    stage_ends: NDArray[np.int64]
+    item: NDArray[np.int32]
+    action: NDArray[np.int8]
+    time: NDArray[np.int64] | None
+
+    def train_items(self) -> Ragged:
+        """``[users]`` lists of item rows of training events."""
+        starts, ends = self.offsets[:-1], self.stage_ends[:, 0]
+        return ragged_slices(self.item, starts, ends)
+
+
+def ragged_slices(values: NDArray[Any], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Ragged:
+    """Lists ``values[starts[i]:ends[i]]`` of many ``i``, end to end, as int64."""
+    lengths = ends - starts
+    offsets = np.zeros(len(starts) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    index = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    return Ragged(offsets, values[index].astype(np.int64))
+
+
+class PreparedDataset:
+    """What ``prepare.py`` wrote, in ``var/data/NAME``.
+
+    Raises:
+        DataError: the folder is absent, incomplete, or of another format version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.info: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
+        except (OSError, ValueError) as e:
+            raise DataError(
+                "no prepared dataset", where=str(folder), cure=f"run: python prepare.py data={folder.name}"
+            ) from e
+        if self.info["format_version"] != FORMAT_VERSION:
+            raise DataError(
+                f"format version {self.info['format_version']}; this code reads {FORMAT_VERSION}",
+                where=str(folder),
+                cure="prepare the data again",
+            )
+        for name, f in self.info["files"].items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != f["bytes"]:
+                raise DataError("a file is missing or cut short", where=str(path), cure="prepare the data again")
+        self.name: str = self.info["name"]
+        self.schema = Schema.from_json(self.info["schema"])
+        self.splits: tuple[str, ...] = tuple(self.info["splits"])
+        self.refit: bool = self.info["refit"]
+
+    @cached_property
+    def users(self) -> pa.Table:
+        """``users.parquet``."""
+        return pq.read_table(self.folder / "users.parquet")
+
+    @cached_property
+    def items(self) -> pa.Table:
+        """``items.parquet``."""
+        return pq.read_table(self.folder / "items.parquet")
+
+    def side(self, side: str) -> pa.Table:
+        """The ``user`` or the ``item`` table."""
+        return self.users if side == "user" else self.items
+
+    def ids(self, side: str) -> pa.Array:
+        """External ids by row."""
+        return self.side(side)[c.USER if side == "user" else c.ITEM].combine_chunks()
+
+    def featurizer(self, side: str) -> Featurizer:
+        """The fitted features of a side."""
+        features = self.schema.users if side == "user" else self.schema.items
+        return Featurizer.load(self.folder / "vocab", side, features)
+
+    def encoded(self, side: str) -> Encoded:
+        """Encoded feature arrays by name; ``[rows]`` or ``[rows, width]``."""
+        table = self.side(side)
+        out = {}
+        for name in table.column_names:
+            if name.startswith(c.FEATURE_PREFIX):
+                column = table[name].combine_chunks()
+                if pa.types.is_fixed_size_list(column.type):
+                    array = column.flatten().to_numpy().reshape(len(column), -1)
+                else:
+                    array = column.to_numpy()
+                out[name.removeprefix(c.FEATURE_PREFIX)] = array
+        return out
+
+    def raw(self, side: str) -> pa.Table:
+        """Raw columns of a side, under their own names."""
+        table = self.side(side)
+        names = [n for n in table.column_names if n.startswith(c.ATTRIBUTE_PREFIX)]
+        return table.select(names).rename_columns([n.removeprefix(c.ATTRIBUTE_PREFIX) for n in names])
+
+    def events(self, side: str) -> NDArray[np.int64]:
+        """``[rows]`` positive training events."""
+        return np.asarray(self.side(side)["events"].to_numpy(), np.int64)
+
+    def item_times(self) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+        """``[items]`` posted and expires in microseconds, open ends filled; None where the data have none."""
+
+        def column(name: str, open_end: int) -> NDArray[np.int64] | None:
+            if name not in self.items.column_names:
+                return None
+            return np.asarray(self.items[name].cast(pa.int64()).fill_null(open_end).to_numpy(), np.int64)
+
+        return column(c.POSTED, -_FAR), column(c.EXPIRES, _FAR)
+
+    def examples(self, *names: str) -> Examples:
+        """Examples of these splits, all actions (a weight of 0 marks no positive)."""
+        parts = []
+        wanted = pa.array([self.splits.index(n) for n in names], pa.int8())
+        for file in sorted(f for f in self.info["files"] if f.startswith("examples/")):
+            parts.append(pq.read_table(self.folder / file, filters=[(c.SPLIT, "in", wanted.to_pylist())]))
+        table = pa.concat_tables(parts)
+
+        def column(name: str) -> NDArray[Any]:
+            return np.asarray(table[name].to_numpy())
+
+        return Examples(
+            column(c.USER_ROW),
+            column(c.ITEM_ROW),
+            _times(table),
+            column(c.WEIGHT),
+            column(c.SPLIT),
+            column(c.HISTORY_END),
+        )
+
+    @cached_property
+    def history(self) -> HistoryLog:
+        """The history log."""
+        files = sorted(f for f in self.info["files"] if f.startswith("history/"))
+        if not files:
+            empty = np.zeros(len(self.users), np.int64)
+            zero = np.zeros(0, np.int32)
+            return HistoryLog(
+                np.zeros(len(self.users) + 1, np.int64), np.stack([empty, empty], 1), zero, zero.astype(np.int8), None
+            )
+        table = pa.concat_tables(pq.read_table(self.folder / f) for f in files)
+        user, stage = table[c.USER_ROW].to_numpy(), table["stage"].to_numpy()
+        offsets = np.zeros(len(self.users) + 1, np.int64)
+        np.cumsum(np.bincount(user, minlength=len(self.users)), out=offsets[1:])
+        upto = [np.bincount(user[stage <= s], minlength=len(self.users)) for s in (0, 1)]
+        stage_ends = offsets[:-1, None] + np.stack(upto, axis=1)
+        return HistoryLog(offsets, stage_ends, table[c.ITEM_ROW].to_numpy(), table[c.ACTION].to_numpy(), _times(table))
+
+    def task(self, name: str) -> TaskSpec:
+        """A task's declaration.
+
+        Raises:
+            ConfigError: there is no such task.
+        """
+        tasks = self.info["tasks"]
+        if name not in tasks:
+            raise ConfigError(f"dataset {self.name!r} has no task {name!r}; there are {sorted(tasks)}")
+        return TaskSpec.parse(name, tasks[name])
+
+
+def _times(table: pa.Table) -> NDArray[np.int64] | None:
+    if c.TIME not in table.column_names:
+        return None
+    return np.asarray(table[c.TIME].cast(pa.int64()).to_numpy(), np.int64)
