@@ -1,0 +1,44 @@
+"""The catalogue's embeddings, streamed out of a trained model for the index and the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from towers.model.embedder import Embedder
+
+
+def item_blocks(embedder: Embedder, rows: NDArray[np.int64] | None = None) -> Iterator[NDArray[np.float32]]:
+    """Item embeddings, block by block, so that no more than a block is in memory at once.
+
+    Args:
+        embedder: the trained model with its feature tables.
+        rows: ``[N]`` item rows, by default the whole catalogue.
+
+    Yields:
+        ``[n, D]`` float32, in the order of ``rows``.
+    """
+    for block in embedder.item_blocks(rows):
+        yield _array(block)
+
+
+def item_embeddings(embedder: Embedder, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    """``[N, D]`` float32: ``item_blocks`` in one array."""
+    return np.concatenate(list(item_blocks(embedder, rows)))
+
+
+def history_table(embedder: Embedder) -> NDArray[np.float32] | None:
+    """``[I, H]`` float32: what each item contributes to a history; None if the model reads no histories."""
+    return _array(embedder.history_table()) if embedder.model.pooling is not None else None
+
+
+def query_embeddings(embedder: Embedder, batches: Any) -> NDArray[np.float32]:
+    """``[Q, D]`` float32 embeddings of batches of queries, in their order."""
+    return np.concatenate([_array(block) for block in embedder.embed_queries(batches)])
+
+
+def _array(block: Any) -> NDArray[np.float32]:
+    return np.ascontiguousarray(block.cpu().numpy(), dtype=np.float32)

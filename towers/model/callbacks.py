@@ -1,0 +1,143 @@
+"""What a run tells while it trains: progress, throughput, and a clear word when the loss is no number."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from towers.errors import ConfigError
+
+
+class Throughput(pl.Callback):
+    """Logs ``throughput/examples_per_s`` with the other training metrics; validation does not count."""
+
+    def __init__(self) -> None:
+        self.examples, self.since = 0, 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start counting."""
+        self.examples, self.since = 0, time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start again, so that the time of a validation inside an epoch does not count."""
+        self.examples, self.since = 0, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count, and log at the trainer's interval."""
+        self.examples += len(batch) * trainer.world_size
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.global_step and trainer.global_step % every == 0:
+            now = time.perf_counter()
+            pl_module.log("throughput/examples_per_s", self.examples / max(now - self.since, 1e-9))
+            self.examples, self.since = 0, now
+
+
+class StopOnNonFiniteLoss(pl.Callback):
+    """Stops a run whose loss has become NaN or infinite, and says what usually helps.
+
+    Args:
+        every: batches between two looks; a look waits for the device. The last batch of an epoch is always looked at.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look."""
+        if (batch_idx + 1) % self.every and not trainer.is_last_batch:
+            return
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if not torch.isfinite(loss).item():
+            raise ConfigError(
+                f"the loss is {loss.item()} at step {trainer.global_step} (epoch {trainer.current_epoch})\n"
+                "  cure: lower optimiser.learning_rate, add optimiser.warmup, set trainer.gradient_clip_val=1.0, raise "
+                "model.similarity.temperature, or train with trainer.precision=32-true"
+            )
+
+
+class ProgressBar(pl.callbacks.ProgressBar):
+    """One line for each epoch: loss, examples/s, time left, then the validation metrics.
+
+    Without a terminal, one plain line at the end of each epoch.
+
+    Args:
+        refresh_s: seconds between two refreshes; reading the loss waits for the device.
+        console: where it is written, by default stderr.
+    """
+
+    def __init__(self, refresh_s: float = 0.5, console: Console | None = None) -> None:
+        super().__init__()
+        self.refresh_s = refresh_s
+        self.console = console or Console(stderr=True)
+        self.bar: Progress | None = None
+        self.enabled = True
+
+    def disable(self) -> None:
+        """Called by Lightning on all ranks but the first."""
+        self.enabled = False
+
+    def enable(self) -> None:
+        """Called by Lightning on the first rank."""
+        self.enabled = True
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A new bar."""
+        self.examples, self.since, self.last = 0, time.perf_counter(), 0.0
+        self.loss = float("nan")
+        if not (self.enabled and self.console.is_terminal):
+            return
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        self.bar = Progress(*columns, console=self.console, refresh_per_second=2)
+        batches = self.total_train_batches
+        known = isinstance(batches, int) or batches != float("inf")
+        self.row = self.bar.add_task(self._epoch(trainer), total=int(batches) if known else None, told="")
+        self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count; look at the loss now and then."""
+        self.examples += len(batch) * trainer.world_size
+        now = time.perf_counter()
+        if self.enabled and (now - self.last > self.refresh_s or trainer.is_last_batch):
+            self.last = now
+            self.loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
+            self.told = f"loss {self.loss:.4f}  {self.examples / max(now - self.since, 1e-9):,.0f} examples/s"
+            if self.bar is not None:
+                self.bar.update(self.row, completed=batch_idx + 1, told=self.told)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar; say what validation found."""
+        self._stop()
+        if self.enabled:
+            metrics = [
+                f"{k} {float(v):.4f}" for k, v in sorted(trainer.callback_metrics.items()) if k.startswith("valid/")
+            ]
+            told = [] if self.console.is_terminal else [f"{self._epoch(trainer)}  {self.told}"]
+            if told or metrics:
+                self.console.print("  ".join([*told, *metrics]), highlight=False, soft_wrap=True)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the terminal as it was."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _epoch(self, trainer: pl.Trainer) -> str:
+        last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+        return f"epoch {trainer.current_epoch + 1}{last}"

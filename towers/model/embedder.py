@@ -1,0 +1,101 @@
+"""Embedding users and items outside training: for validation, evaluation and export.
+
+Shapes: ``B`` queries, ``I`` items, ``H`` width of what an item contributes to a history, ``D`` dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from towers.features import Batch
+from towers.model.history import HistoryInputs
+from towers.model.tables import FeatureTable
+from towers.model.two_tower import TwoTower
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch as tensors on a device, whatever it was."""
+    return batch.map(lambda a: torch.as_tensor(a, device=device))
+
+
+def history_of(batch: Batch, vectors: Tensor) -> HistoryInputs:
+    """The batch's histories, given what each item contributes.
+
+    Args:
+        batch: ``B`` examples.
+        vectors: ``[I, H]``, or ``[B, L, H]`` if they have been gathered.
+    """
+    mask = batch.history >= 0
+    if vectors.dim() == 2:
+        flat = batch.history.clamp(min=0).reshape(-1)
+        vectors = vectors.index_select(0, flat).view(*batch.history.shape, -1)
+    return HistoryInputs(vectors, mask, batch.history_action.long(), batch.history_age)
+
+
+class Embedder:
+    """A trained model with its feature tables, ready to embed. Make a new one when the weights have changed.
+
+    The model runs in evaluation mode and is left in the mode in which it was.
+
+    Args:
+        model: the towers.
+        users: features of all users.
+        items: features of all items.
+        block: items embedded at once.
+    """
+
+    def __init__(self, model: TwoTower, users: FeatureTable, items: FeatureTable, block: int = 8192) -> None:
+        self.model, self.block = model, block
+        self.users, self.items = users.select(model.user_features), items.select(model.item_features)
+        self.device = next(model.parameters()).device
+        self._history: Tensor | None = None
+
+    def item_blocks(self, rows: Any | None = None) -> Iterator[Tensor]:
+        """``[n, D]`` embeddings, block by block.
+
+        Args:
+            rows: ``[N]`` item rows, by default all.
+        """
+        yield from self._blocks(self.model.embed_items, rows)
+
+    def embed_items(self, rows: Any | None = None) -> Tensor:
+        """``[N, D]`` embeddings of item rows, by default all."""
+        return torch.cat(list(self.item_blocks(rows)))
+
+    def history_table(self) -> Tensor:
+        """``[I, H]``: what each item contributes to a history; computed once."""
+        if self._history is None:
+            self._history = torch.cat(list(self._blocks(self.model.history_inputs, None)))
+        return self._history
+
+    def embed_queries(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
+        """``[B, D]`` embeddings of each batch of queries.
+
+        Args:
+            batches: batches of arrays or tensors, on any device.
+        """
+        vectors = self.history_table() if self.model.pooling is not None else None
+        for batch in batches:
+            here = to_device(batch, self.device)
+            history = None if vectors is None else history_of(here, vectors)
+            yield self._run(lambda b, h: self.model.embed_users(self.users(b.user), h, b.context), here, history)
+
+    def _blocks(self, embed: Any, rows: Any | None) -> Iterator[Tensor]:
+        rows = torch.arange(len(self.items)) if rows is None else torch.as_tensor(rows)
+        for part in torch.split(rows, self.block):
+            yield self._run(lambda r: embed(self.items(r.to(self.device))), part)
+
+    def _run(self, f: Any, *args: Any) -> Tensor:
+        """One call in evaluation mode and without gradients; in between, the caller may do as she likes."""
+        was = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                out: Tensor = f(*args).float()
+                return out
+        finally:
+            self.model.train(was)

@@ -1,0 +1,173 @@
+"""One encoder for each kind of feature: encoded arrays in, vectors out.
+
+Shapes: ``n`` rows, ``W`` list length, ``V`` vocabulary size, ``d`` embedding width (an encoder's ``dim``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from towers.features import FIRST, PAD, FeatureInfo, Kind
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """How features become vectors.
+
+    Attributes:
+        dim: embedding width ``d``; None: the width of the tower's output.
+        sparse_above: tables with more rows than this get sparse gradients and their own optimiser; None: none do.
+        numeric: ``linear``, or ``periodic`` for a number whose effect is not monotone.
+        frequencies: sines and cosines of a periodic number.
+        vector: ``linear`` projects a pretrained vector to ``d``, ``identity`` takes it as it is.
+    """
+
+    dim: int | None = None
+    sparse_above: int | None = None
+    numeric: Literal["linear", "periodic"] = "linear"
+    frequencies: int = 8
+    vector: Literal["linear", "identity"] = "linear"
+
+
+def encoder(info: FeatureInfo, dim: int, settings: EncoderSettings) -> Encoder:
+    """The encoder of a feature.
+
+    Args:
+        info: the feature, as fitted.
+        dim: embedding width ``d``.
+        settings: what is the same for all features of a tower.
+    """
+    sparse = settings.sparse_above is not None and info.cardinality > settings.sparse_above
+    if info.kind in (Kind.CATEGORICAL_LIST, Kind.TEXT):
+        return Bag(info, dim, sparse)
+    if info.cardinality:
+        return Lookup(info, dim, sparse)
+    if info.kind is Kind.VECTOR:
+        return Projection(info, dim) if settings.vector == "linear" else Identity(info)
+    return Number(dim, settings.frequencies if settings.numeric == "periodic" else 0)
+
+
+class Encoder(nn.Module):
+    """Encoded arrays of one feature → ``[n, dim]`` vectors.
+
+    Attributes:
+        dim: width of the vectors.
+    """
+
+    dim: int
+
+
+def embedding(rows: int, dim: int, sparse: bool, padding_idx: int | None = None) -> nn.Embedding:
+    """A table whose rows start with an expected length of 1, the special ones at zero.
+
+    A value that training never showed (and ``OOV`` itself, unless id-dropout or rare values train it)
+    thus contributes nothing, instead of noise.
+    """
+    table = nn.Embedding(rows, dim, padding_idx=padding_idx, sparse=sparse)
+    with torch.no_grad():
+        table.weight.normal_(std=dim**-0.5)
+        table.weight[:FIRST] = 0.0
+    return table
+
+
+class Lookup(Encoder):
+    """One embedding for each value: ids, categories, buckets of a number."""
+
+    def __init__(self, info: FeatureInfo, dim: int, sparse: bool) -> None:
+        super().__init__()
+        self.dim = dim
+        self.table = embedding(info.cardinality, dim, sparse)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``[n]`` ids → ``[n, d]``."""
+        out: Tensor = self.table(ids)
+        return out
+
+
+class Bag(Encoder):
+    """The weighted mean of a list's embeddings: lists of categories, hashed texts.
+
+    Every value has a learned weight, which starts at its inverse document frequency: before training, this is
+    the tf-idf average of random vectors, in which a rare skill says more than a frequent one.
+    ``PAD`` has weight 0, hence adding padding changes nothing and trains nothing.
+    """
+
+    def __init__(self, info: FeatureInfo, dim: int, sparse: bool) -> None:
+        super().__init__()
+        self.dim = dim
+        self.table = embedding(info.cardinality, dim, sparse, padding_idx=PAD)
+        self.log_weight = nn.Embedding(info.cardinality, 1, padding_idx=PAD, sparse=sparse)
+        with torch.no_grad():
+            self.log_weight.weight.copy_(log_idf(info).unsqueeze(1))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``[n, W]`` ids, filled up with ``PAD`` → ``[n, d]``."""
+        weight = self.log_weight(ids).squeeze(-1).exp().masked_fill(ids == PAD, 0.0)
+        weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-12)
+        mean: Tensor = (weight.unsqueeze(-2) @ self.table(ids)).squeeze(-2)
+        return mean
+
+
+def log_idf(info: FeatureInfo) -> Tensor:
+    """``[V]`` logarithms of smoothed inverse document frequencies, ``1 + log((1 + max count) / (1 + count))``.
+
+    The most frequent value stands for "every row has it", since a vocabulary does not know how many rows
+    there were. The special ids weigh as little as the most frequent value.
+    """
+    counts = np.zeros(info.cardinality) if info.counts is None else info.counts.astype(np.float64)
+    idf = 1.0 + np.log((1.0 + counts.max(initial=0)) / (1.0 + counts))
+    idf[:FIRST] = 1.0
+    return torch.from_numpy(np.log(idf)).float()
+
+
+class Number(Encoder):
+    """A normalised number and its missing flag, linearly, with sines and cosines of learned frequencies if wanted.
+
+    The periodic features follow Gorishniy, Rubachev and Babenko, "On Embeddings for Numerical Features in
+    Tabular Deep Learning", 2022.
+    """
+
+    def __init__(self, dim: int, frequencies: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.frequencies = nn.Parameter(torch.randn(frequencies)) if frequencies else None
+        self.linear = nn.Linear(2 + 2 * frequencies, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[n, 2]`` (value, missing) → ``[n, d]``."""
+        if self.frequencies is not None:
+            angle = x[:, :1] * self.frequencies
+            x = torch.cat([x, angle.sin(), angle.cos()], dim=1)
+        out: Tensor = self.linear(x)
+        return out
+
+
+class Projection(Encoder):
+    """A pretrained vector and its missing flag, projected."""
+
+    def __init__(self, info: FeatureInfo, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.linear = nn.Linear(info.width, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[n, width]`` → ``[n, d]``."""
+        return F.linear(x, self.linear.weight, self.linear.bias)
+
+
+class Identity(Encoder):
+    """A pretrained vector as it is; zero where it is missing."""
+
+    def __init__(self, info: FeatureInfo) -> None:
+        super().__init__()
+        self.dim = info.width - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[n, dim + 1]`` → ``[n, dim]``."""
+        return x[:, : self.dim]

@@ -1,0 +1,130 @@
+"""From embeddings to the logits of a sampled softmax: one pure function for each step.
+
+Shapes: ``B`` examples, ``N`` sampled candidates, ``I`` items, ``D`` dim.
+
+    s⁺_b   = ⟨q_b, c⁺_b⟩ / τ                     ``positive_scores``   (queries are already divided by τ)
+    s_bj   = ⟨q_b, c_j⟩ / τ                      ``candidate_scores``
+    s_bj  -= log q_j                             ``correct_log_q``
+    s_bj   = -∞  if j is a positive of b's user  ``known_positives``
+           = -∞  if j was not live at b's time   ``not_live``
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from towers.features import Ragged
+
+
+def positive_scores(query: Tensor, positive: Tensor) -> Tensor:
+    """Score of each example's own item.
+
+    Args:
+        query: ``[B, D]``.
+        positive: ``[B, D]``.
+
+    Returns:
+        ``[B]``, in single precision at least: a softmax over thousands does not suffer bfloat16.
+    """
+    return (query.float() * positive.float()).sum(-1)
+
+
+def candidate_scores(query: Tensor, candidates: Tensor) -> Tensor:
+    """Score of every candidate for every example.
+
+    Args:
+        query: ``[B, D]``.
+        candidates: ``[N, D]``.
+
+    Returns:
+        ``[B, N]``, float32.
+    """
+    return (query @ candidates.T).float()
+
+
+def correct_log_q(scores: Tensor, log_q: Tensor) -> Tensor:
+    """Make up for how often the sampler draws each candidate.
+
+    For the candidates, ``Σ_j exp(s_j - log q_j)`` then is an unbiased estimate of the sum over the support
+    (see ``negatives``). Two conventions exist for the positive:
+
+    * It is certain to stand in its own softmax, hence its q is 1, and it stays as it is: the unbiased form, and ours by
+      default.
+    * It is corrected as well (Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
+      Recommendations", 2019, equation 4), as if it had come out of the sampler like all others. The optimum then moves
+      from ``log p(item | user)`` towards ``log p(item | user) + log q(item)`` for items of small q: a preference
+      for popular items is left in the scores.
+
+    Args:
+        scores: ``[B, N]``, or ``[B]`` for positives.
+        log_q: ``[N]``, or ``[B]`` for positives.
+
+    Returns:
+        What ``scores`` is.
+    """
+    return scores - log_q
+
+
+def item_columns(rows: Tensor, n_items: int) -> Tensor:
+    """Where each item stands in a draw.
+
+    Args:
+        rows: ``[N]`` distinct item rows.
+        n_items: ``I``.
+
+    Returns:
+        ``[I]`` int64 column numbers, ``N`` (one past the last) for items that were not drawn.
+    """
+    n = len(rows)
+    columns = rows.new_full((n_items,), n)
+    columns[rows] = torch.arange(n, device=rows.device)
+    return columns
+
+
+def known_positives(columns: Tensor, n: int, items: Tensor, known: Ragged) -> Tensor:
+    """Candidates that a user is known to want: they are no negatives for her.
+
+    Her own positive of this example is one of them (an "accidental hit" when another example or the sampler
+    brings it), and so are those of her other examples.
+
+    Args:
+        columns: ``[I]``, from ``item_columns``.
+        n: ``N``.
+        items: ``[B]`` positives.
+        known: ``[B]`` lists of item rows.
+
+    Returns:
+        ``[B, N]`` bool, true where masked.
+    """
+    b = torch.arange(len(items), device=items.device)
+    row = torch.cat([b, b.repeat_interleave(known.offsets.diff(), output_size=len(known.values))])
+    column = columns[torch.cat([items, known.values])]
+    place = torch.where(column < n, row * n + column, len(items) * n)  # one spare place for all that were not drawn
+    mask = torch.zeros(len(items) * n + 1, dtype=torch.bool, device=items.device)
+    mask[place] = True
+    return mask[:-1].view(len(items), n)
+
+
+def not_live(time: Tensor, posted: Tensor | None, expires: Tensor | None) -> Tensor | None:
+    """Candidates that could not have been shown: jobs not yet posted at the example's time, or expired by then.
+
+    Args:
+        time: ``[B]`` int64 microseconds UTC.
+        posted: ``[N]`` first microsecond of each candidate, or None: always there.
+        expires: ``[N]`` first microsecond after, or None: for ever.
+
+    Returns:
+        ``[B, N]`` bool, true where masked, or None if nothing ever is.
+    """
+    early = None if posted is None else time.unsqueeze(1) < posted
+    late = None if expires is None else time.unsqueeze(1) >= expires
+    return late if early is None else early if late is None else early | late
+
+
+def mask(scores: Tensor, *masks: Tensor | None) -> Tensor:
+    """``[B, N]`` scores, ``-inf`` where any of the ``[B, N]`` masks says so."""
+    for m in masks:
+        if m is not None:
+            scores = scores.masked_fill(m, float("-inf"))
+    return scores

@@ -1,0 +1,147 @@
+"""A tower: encoders → fusion → body → projection.
+
+Shapes: ``n`` rows, ``F`` width after fusion, ``D`` output width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from towers.features import OOV, FeatureInfo, Kind
+from towers.model.encoders import Encoder, EncoderSettings, encoder
+
+
+@dataclass(frozen=True)
+class TowerSettings:
+    """The shape of a tower.
+
+    Attributes:
+        include: names or kinds of the features it reads; None: all.
+        exclude: names or kinds that it does not read.
+        encoders: how features become vectors.
+        fusion: ``sum`` of the encoders' vectors, or ``concat`` and a linear layer.
+        width: ``F`` after ``concat``; a sum keeps the width of its encoders.
+        body: ``mlp``: residual blocks; ``cross``: DCN-v2 layers; ``none``: neither, and no projection if the
+            widths agree. ``fusion: sum`` with ``body: none`` over ids alone is matrix factorisation.
+        layers: of the body.
+        dropout: in the body, and after fusion.
+        id_dropout: share of training rows whose id is replaced by "unknown", so that one model learns to
+            score the known by their ids and the new by their content (Volkovs, Yu and Poutanen,
+            "DropoutNet", 2017).
+    """
+
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] = ()
+    encoders: EncoderSettings = field(default_factory=EncoderSettings)
+    fusion: Literal["sum", "concat"] = "concat"
+    width: int = 128
+    body: Literal["none", "mlp", "cross"] = "mlp"
+    layers: int = 1
+    dropout: float = 0.0
+    id_dropout: float = 0.0
+
+    def reads(self, info: FeatureInfo) -> bool:
+        """Whether the tower reads a feature."""
+        names = {info.name, info.kind.value}
+        return (self.include is None or bool(names & set(self.include))) and not names & set(self.exclude)
+
+
+class Inputs(nn.Module):
+    """Encoders and fusion: features, and vectors made elsewhere (a pooled history), → ``[n, F]``.
+
+    Args:
+        infos: the features read.
+        settings: see ``TowerSettings``.
+        dim: embedding width.
+        extra: widths of the vectors made elsewhere.
+    """
+
+    def __init__(self, infos: Sequence[FeatureInfo], settings: TowerSettings, dim: int, extra: Sequence[int] = ()):
+        super().__init__()
+        self.names = tuple(i.name for i in infos)
+        self.ids = frozenset(i.name for i in infos if i.kind is Kind.ID)
+        self.id_dropout = settings.id_dropout
+        # A prefix, because `ModuleDict` refuses names such as "type"; no dots, because they mean nesting.
+        self.encoders = nn.ModuleDict({_key(i.name): encoder(i, dim, settings.encoders) for i in infos})
+        widths = [e.dim for e in self.encoders.values() if isinstance(e, Encoder)] + list(extra)
+        self.linear = nn.Linear(sum(widths), settings.width) if settings.fusion == "concat" else None
+        self.dim = settings.width if self.linear is not None else widths[0]
+
+    def forward(self, features: Mapping[str, Tensor], extra: Sequence[Tensor] = ()) -> Tensor:
+        """Features by name, and ``[n, ·]`` vectors → ``[n, F]``."""
+        vectors = [self.encoders[_key(name)](self._drop(name, features[name])) for name in self.names]
+        vectors.extend(extra)
+        if self.linear is None:
+            return torch.stack(vectors).sum(0) if len(vectors) > 1 else vectors[0]
+        out: Tensor = self.linear(torch.cat(vectors, dim=-1))
+        return out
+
+    def _drop(self, name: str, x: Tensor) -> Tensor:
+        if not self.training or not self.id_dropout or name not in self.ids:
+            return x
+        return x.masked_fill(torch.rand(x.shape, device=x.device) < self.id_dropout, OOV)
+
+
+def _key(name: str) -> str:
+    return "feature_" + name.replace(".", "_")
+
+
+class Tower(nn.Module):
+    """Fused inputs → embeddings (not normalised yet: see ``Similarity``).
+
+    Args:
+        inputs: ``F``, the width after fusion.
+        dim: ``D``.
+        settings: see ``TowerSettings``.
+    """
+
+    def __init__(self, inputs: int, dim: int, settings: TowerSettings) -> None:
+        super().__init__()
+        layer = {"none": None, "mlp": ResidualBlock, "cross": CrossLayer}[settings.body]
+        self.dropout = nn.Dropout(settings.dropout)
+        self.body = nn.ModuleList([layer(inputs, settings.dropout) for _ in range(settings.layers)] if layer else [])
+        self.project = nn.Linear(inputs, dim) if self.body or inputs != dim else nn.Identity()
+
+    def forward(self, fused: Tensor) -> Tensor:
+        """``[n, F]`` → ``[n, D]``."""
+        x0 = x = self.dropout(fused)
+        for layer in self.body:
+            x = layer(x, x0)
+        out: Tensor = self.project(x)
+        return out
+
+
+class ResidualBlock(nn.Module):
+    """``x + W₂ gelu(W₁ norm(x))``; ``W₂`` starts at zero, hence the tower starts linear."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Dropout(dropout), last := nn.Linear(dim, dim)
+        )
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor, x0: Tensor) -> Tensor:
+        """``[n, F]`` → ``[n, F]``; the tower's input ``x0`` is not used."""
+        out: Tensor = x + self.inner(x)
+        return out
+
+
+class CrossLayer(nn.Module):
+    """``x₀ ⊙ (W x + b) + x`` (Wang et al., "DCN V2", 2021, equation 1): one more degree of feature crosses."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, x0: Tensor) -> Tensor:
+        """``[n, F]`` → ``[n, F]``."""
+        out: Tensor = x0 * self.dropout(self.linear(x)) + x
+        return out

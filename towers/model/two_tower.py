@@ -1,0 +1,210 @@
+"""The two-tower model: users and items → vectors whose inner product is the similarity.
+
+Shapes: ``B`` users, ``N`` items, ``L`` history length, ``H`` width of what an item contributes to a
+history, ``D`` embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from towers.errors import ConfigError
+from towers.features import FeatureInfo, Kind
+from towers.model.history import HistoryInputs, HistoryPooling, HistorySettings
+from towers.model.similarity import Similarity
+from towers.model.tower import Inputs, Tower, TowerSettings
+
+
+class TwoTower(nn.Module):
+    """Query tower over users (with their histories and the request's context), candidate tower over items.
+
+    Args:
+        user_infos: fitted user features.
+        item_infos: fitted item features.
+        context_infos: fitted context features; the user tower reads them.
+        n_actions: number of action codes in histories.
+        dim: ``D``.
+        similarity: how the two sides are compared.
+        user: shape of the user tower.
+        item: shape of the item tower.
+        history: how histories are pooled.
+
+    Attributes:
+        dim: ``D``.
+        history_dim: ``H``; 0 without histories.
+        user_features: the user features that are read; ``context_features`` and ``item_features`` likewise.
+
+    Raises:
+        ConfigError: with all problems of the settings at once.
+    """
+
+    def __init__(
+        self,
+        user_infos: Sequence[FeatureInfo],
+        item_infos: Sequence[FeatureInfo],
+        context_infos: Sequence[FeatureInfo] = (),
+        n_actions: int = 1,
+        *,
+        dim: int = 64,
+        similarity: Similarity | None = None,
+        user: TowerSettings | None = None,
+        item: TowerSettings | None = None,
+        history: HistorySettings | None = None,
+    ) -> None:
+        super().__init__()
+        user, item = user or TowerSettings(), item or TowerSettings()
+        history = history or HistorySettings()
+        self.user_infos = tuple(i for i in user_infos if user.reads(i))
+        self.item_infos = tuple(i for i in item_infos if item.reads(i))
+        self.context_infos = tuple(i for i in context_infos if user.reads(i))
+        known = [{i.name for i in (*user_infos, *context_infos)}, {i.name for i in item_infos}]
+        if problems := [
+            *_problems("user", user, (*self.user_infos, *self.context_infos), known[0], dim, history.pooling != "none"),
+            *_problems("item", item, self.item_infos, known[1], dim, False),
+            *_history_problems(user, item, history, dim, bool(self.user_infos or self.context_infos)),
+        ]:
+            raise ConfigError("the model cannot be built:\n" + "\n".join(f"  - {p}" for p in problems))
+        self.dim = dim
+        self.similarity = similarity or Similarity()
+        self.item_inputs = Inputs(self.item_infos, item, item.encoders.dim or dim)
+        self.item_tower = Tower(self.item_inputs.dim, dim, item)
+        self.pooling: HistoryPooling | None = None
+        self.history_dim = 0
+        self.history_item_inputs: Inputs | None = None  # None: the item tower's own
+        if history.pooling != "none":
+            if history.table == "separate":
+                self.history_item_inputs = Inputs(self.item_infos, item, item.encoders.dim or dim)
+            self.history_dim = self.item_inputs.dim
+            self.pooling = HistoryPooling(history, self.history_dim, n_actions)
+        infos = (*self.user_infos, *(_named("context.", i) for i in self.context_infos))
+        extra = [self.history_dim] if self.pooling is not None else []
+        self.user_inputs = Inputs(infos, user, user.encoders.dim or dim, extra)
+        self.user_tower = Tower(self.user_inputs.dim, dim, user)
+
+    @property
+    def user_features(self) -> tuple[str, ...]:
+        """Names of the user features read."""
+        return tuple(i.name for i in self.user_infos)
+
+    @property
+    def item_features(self) -> tuple[str, ...]:
+        """Names of the item features read."""
+        return tuple(i.name for i in self.item_infos)
+
+    @property
+    def context_features(self) -> tuple[str, ...]:
+        """Names of the context features read."""
+        return tuple(i.name for i in self.context_infos)
+
+    def embed_users(
+        self,
+        features: Mapping[str, Tensor],
+        history: HistoryInputs | None = None,
+        context: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Query embeddings.
+
+        Args:
+            features: ``[B]`` or ``[B, w]`` encoded user features by name.
+            history: needed if the model pools histories.
+            context: ``[B]`` or ``[B, w]`` encoded context features by name.
+
+        Returns:
+            ``[B, D]``, of unit length if the similarity is a cosine.
+        """
+        extra = [] if self.pooling is None or history is None else [self.pooling(history)]
+        both = {**features, **{f"context.{k}": v for k, v in (context or {}).items()}}
+        return self.similarity.normalise(self.user_tower(self.user_inputs(both, extra)))
+
+    def embed_items(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Candidate embeddings.
+
+        Args:
+            features: ``[N]`` or ``[N, w]`` encoded item features by name.
+
+        Returns:
+            ``[N, D]``, of unit length if the similarity is a cosine.
+        """
+        return self.similarity.normalise(self.item_tower(self.item_inputs(features)))
+
+    def history_inputs(self, features: Mapping[str, Tensor]) -> Tensor:
+        """What items contribute when they stand in a history.
+
+        Args:
+            features: ``[N]`` or ``[N, w]`` encoded item features by name.
+
+        Returns:
+            ``[N, H]``.
+        """
+        inputs = self.item_inputs if self.history_item_inputs is None else self.history_item_inputs
+        out: Tensor = inputs(features)
+        return out
+
+
+def _named(prefix: str, info: FeatureInfo) -> FeatureInfo:
+    return FeatureInfo(prefix + info.name, info.kind, info.width, info.cardinality, info.counts)
+
+
+def _problems(
+    side: str, s: TowerSettings, infos: Sequence[FeatureInfo], known: set[str], dim: int, history: bool
+) -> list[str]:
+    """What is wrong with one tower's settings, each with its cure."""
+    here, out = f"model.{side}", []
+    width = s.encoders.dim or dim
+    numbers = {
+        "encoders.dim": width,
+        "width": s.width,
+        "layers": s.layers,
+        "encoders.frequencies": s.encoders.frequencies,
+    }
+    out += [f"{here}.{k} is {v}; set it to at least 1" for k, v in numbers.items() if v < 1]
+    shares = {"dropout": s.dropout, "id_dropout": s.id_dropout}
+    out += [f"{here}.{k} is {v}; set it to at least 0 and below 1" for k, v in shares.items() if not 0 <= v < 1]
+    choices = {
+        "fusion": (s.fusion, ("sum", "concat")),
+        "body": (s.body, ("none", "mlp", "cross")),
+        "encoders.numeric": (s.encoders.numeric, ("linear", "periodic")),
+        "encoders.vector": (s.encoders.vector, ("linear", "identity")),
+    }
+    out += [f"{here}.{k} is {v!r}; set it to one of {list(c)}" for k, (v, c) in choices.items() if v not in c]
+    names = known | {k.value for k in Kind}
+    if unknown := sorted({*(s.include or ()), *s.exclude} - names):
+        out.append(f"{here}.include/exclude name {unknown}; there are the features {sorted(known)} and the kinds "
+                   f"{[k.value for k in Kind]}")  # fmt: skip
+    if not infos and not history:
+        cure = "or set model.history.pooling=mean" if side == "user" else "or add an item feature to the data config"
+        out.append(f"the {side} tower reads no feature; change {here}.include or {here}.exclude, {cure}")
+    if s.id_dropout and infos and not history and all(i.kind is Kind.ID for i in infos):
+        out.append(f"{here}.id_dropout leaves nothing where the id is dropped; set it to 0, or read other features too")
+    wrong = [i.name for i in infos if i.kind is Kind.VECTOR and i.width - 1 != width]
+    if s.fusion == "sum" and s.encoders.vector == "identity" and wrong:
+        out.append(f"{here}.fusion=sum needs vectors of width {width}, and {wrong} differ; set {here}.fusion=concat "
+                   f"or {here}.encoders.vector=linear")  # fmt: skip
+    return out
+
+
+def _history_problems(
+    user: TowerSettings, item: TowerSettings, h: HistorySettings, dim: int, others: bool
+) -> list[str]:
+    """What is wrong with the history's settings, each with its cure."""
+    out = []
+    choices = {
+        "pooling": (h.pooling, ("none", "mean", "decay", "lags", "attention")),
+        "table": (h.table, ("shared", "separate")),
+    }
+    out += [f"model.history.{k} is {v!r}; set it to one of {list(c)}" for k, (v, c) in choices.items() if v not in c]
+    sizes = {"length": h.length, "heads": h.heads}
+    out += [f"model.history.{k} is {v}; set it to at least 1" for k, v in sizes.items() if v < 1]
+    if not 0 <= h.dropout < 1:
+        out.append(f"model.history.dropout is {h.dropout}; set it to at least 0 and below 1")
+    if dim < 1:
+        out.append(f"model.dim is {dim}; set it to at least 1")
+    width = item.width if item.fusion == "concat" else item.encoders.dim or dim
+    if h.pooling != "none" and others and user.fusion == "sum" and width != (user.encoders.dim or dim):
+        out.append(
+            f"model.user.fusion=sum needs one width, but a history has {width} and the user's features "
+            f"{user.encoders.dim or dim}; set model.user.fusion=concat or model.user.encoders.dim={width}"
+        )
+    return out
