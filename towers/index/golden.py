@@ -1,0 +1,106 @@
+"""Queries whose answers are known, replayed whenever a bundle is opened.
+
+Hashes prove that the files are those of the export; the replay proves that here, with the libraries of this
+machine, they still mean the same: features encode alike, the user tower gives the vectors that the
+trained model gave, ids and embeddings lie in one order, and the index finds what it found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from towers.errors import BundleError
+from towers.index.layout import GOLDEN
+from towers.index.lookup import Lookup
+from towers.index.recall import recall_at
+from towers.index.search import VectorSearch
+
+_K = 10
+_FAR = 1e-3  # of a vector's length: far more than float32 towers differ by, far less than a wrong one does
+_WORSE = 0.1  # recall that another machine's rounding may cost the index on these few queries
+
+User: TypeAlias = str | int | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A query and the vector that the trained model gives it.
+
+    Attributes:
+        user: id of a known user, or a raw user whose values JSON can hold.
+        vector: ``[D]`` float32.
+        at: moment of the query, microseconds UTC; needed where the log has a clock.
+    """
+
+    user: User
+    vector: NDArray[np.float32]
+    at: int | None = None
+
+
+def record(queries: Sequence[Golden], items: Lookup, search: VectorSearch) -> dict[str, Any]:
+    """The content of ``golden.json``: queries, vectors and exact answers."""
+    vectors = np.stack([q.vector for q in queries]).astype(np.float32)
+    k = min(_K, len(items))
+    rows, scores = search.exact(vectors, k)
+    ids = items.external(rows)
+    return {
+        "index_recall": recall_at(search.search(vectors, k)[1], scores),
+        "queries": [
+            {
+                "user": q.user if isinstance(q.user, str | int) else dict(q.user),
+                "at": q.at,
+                "vector": vectors[i].tolist(),
+                "items": ids[i].tolist(),
+                "scores": scores[i].tolist(),
+            }
+            for i, q in enumerate(queries)
+        ],
+    }
+
+
+def replay(
+    recorded: Mapping[str, Any], embed: Callable[[User, int | None], NDArray[np.float32]], items: Lookup,
+    search: VectorSearch,
+) -> None:  # fmt: skip
+    """Ask again and compare.
+
+    Args:
+        recorded: the content of ``golden.json``.
+        embed: (user, at) → ``[D]``, as the opened bundle does it.
+        items: item ids of the opened bundle.
+        search: its index and embeddings.
+
+    Raises:
+        BundleError: an answer differs; says whether the tower, the items or the index is not what was exported.
+    """
+    queries = recorded["queries"]
+    if not queries:
+        raise BundleError(f"{GOLDEN}: no queries")
+    for i, query in enumerate(queries):
+        vector, was = embed(query["user"], query["at"]), np.asarray(query["vector"], np.float32)
+        away = float(np.linalg.norm(vector - was)) if vector.shape == was.shape else np.inf
+        if not away <= _FAR * max(1e-6, float(np.linalg.norm(was))):
+            raise BundleError(
+                f"{GOLDEN}: query {i} gives another vector than the trained model did (distance {away:.3g}); "
+                "the user tower, a vocabulary or a known user is not what was exported. Export again"
+            )
+    vectors = np.asarray([q["vector"] for q in queries], np.float32)
+    was_scores = np.asarray([q["scores"] for q in queries], np.float32)
+    rows = np.stack([items.rows(q["items"]) for q in queries])
+    now = np.einsum("qd,qkd->qk", vectors, search.embeddings[rows])
+    if (rows < 0).any() or not np.allclose(now, was_scores, rtol=1e-3, atol=1e-4):
+        raise BundleError(
+            f"{GOLDEN}: items score differently than at the export; ids and embeddings do not belong together. "
+            "Export again"
+        )
+    found = recall_at(search.search(vectors, rows.shape[1])[1], was_scores)
+    if found < recorded["index_recall"] - _WORSE:
+        raise BundleError(
+            f"{GOLDEN}: the index finds {found:.3f} of the best items, {recorded['index_recall']:.3f} at the export; "
+            "it is not the index of these embeddings. Export again"
+        )

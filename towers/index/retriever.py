@@ -1,0 +1,314 @@
+"""The answers of a bundle: which items for which user.
+
+``Q`` queries, ``N`` items, ``D`` dimensions, ``k`` results.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from towers.errors import ConfigError, DataError
+from towers.features import Ragged
+from towers.features import columns as c
+from towers.index import layout
+from towers.index.faiss_setup import faiss
+from towers.index.filters import Filter, parse
+from towers.index.golden import User, replay
+from towers.index.opening import OpenBundle, open_bundle
+from towers.index.requests import (
+    check_fields,
+    encode_raw,
+    history_inputs,
+    moment,
+    pad_histories,
+    raw_events,
+)
+
+Users: TypeAlias = User | Sequence[User] | NDArray[Any] | pa.Array
+When: TypeAlias = dt.datetime | str | int
+
+
+@dataclass(frozen=True)
+class Results:
+    """Items and scores, best first; unpacks as ``ids, scores``.
+
+    Attributes:
+        ids: external ids, int64 or objects of type str. One request: ``[≤ k]``, only what there is.
+            Many: ``[Q, k]``; where fewer items are eligible, the places left are ``-1`` or None.
+        scores: float32 of the same shape, dot product or cosine. ``-inf`` marks the places left: it tells
+            them from an item whose id is ``-1``.
+        unknown: ``[Q]`` (one request: a number) items of a raw history that the catalogue does not have;
+            they were skipped.
+    """
+
+    ids: NDArray[Any]
+    scores: NDArray[np.float32]
+    unknown: Any = 0
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        """The ids, then the scores."""
+        return iter((self.ids, self.scores))
+
+
+class Retriever:
+    """Answers from one bundle. It never changes: safe to ask from many threads.
+
+    Make one with ``Retriever.open``.
+    """
+
+    def __init__(self, bundle: OpenBundle) -> None:
+        self._bundle = bundle
+        self._posted = _micros(bundle.attributes, c.POSTED, np.iinfo(np.int64).min)
+        self._expires = _micros(bundle.attributes, c.EXPIRES, np.iinfo(np.int64).max)
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True, threads: int | None = None) -> Retriever:
+        """Check a bundle, open it and replay its golden queries.
+
+        Args:
+            path: the folder.
+            verify: hash every file before it is parsed. Turn it off only for a bundle that this machine
+                has verified before.
+            threads: of one query, for FAISS (where it is a setting of the whole process) and the user tower.
+
+        Raises:
+            BundleError: the bundle is damaged, incomplete or hostile, or does not answer as it did when it
+                was exported.
+        """
+        if threads is not None:
+            faiss.omp_set_num_threads(threads)
+        retriever = cls(open_bundle(Path(path), verify=verify, threads=threads))
+        bundle = retriever._bundle
+        with layout.reading(layout.GOLDEN):
+            replay(bundle.golden, lambda user, at: retriever.vector(user, at=at), bundle.items, bundle.search)
+        return retriever
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self._bundle.items)
+
+    def __contains__(self, item: object) -> bool:
+        """Whether there is an item with this id."""
+        return item in self._bundle.items
+
+    @property
+    def bundle(self) -> OpenBundle:
+        """What was opened: manifest, schema, similarity and the rest."""
+        return self._bundle
+
+    def recommend(
+        self,
+        users: Users,
+        k: int = 10,
+        *,
+        exclude: Sequence[Any] | None = None,
+        filter: Filter | str | None = None,
+        at: When | None = None,
+    ) -> Results:
+        """The ``k`` best eligible items for one user or many.
+
+        Args:
+            users: ids of known users, whose features, history and exclusions travel in the bundle, or raw
+                users: mappings of feature columns, with ``history`` (item ids, the oldest first) and, if
+                known, ``history_actions`` and ``history_times``. A list or array asks for many.
+            k: results wanted.
+            exclude: item ids that must not come: a list, or for many users a list of lists. A raw user's
+                history is not excluded by itself.
+            filter: a condition on the item attributes, see ``filters``.
+            at: the moment of the request (default: now; ``"export"``: the end of the bundle's data). Items not
+                posted yet or expired are not eligible, later events do not enter histories.
+
+        Raises:
+            DataError: an unknown user id, or a field that cannot be encoded; names it.
+            ConfigError: a filter that does not fit the attributes.
+        """
+        many, one = _many(users)
+        now = self._moment(at)
+        vectors, unknown = self._vectors(many, now)
+        mine = self._exclusions(many, exclude, one)
+        rows, scores = self._bundle.search.search(vectors, k, allowed=self._allowed(filter, now), exclude=mine)
+        return self._results(rows, scores, one, unknown)
+
+    def search(
+        self,
+        vectors: NDArray[np.float32],
+        k: int = 10,
+        *,
+        exclude: Sequence[Any] | None = None,
+        filter: Filter | str | None = None,
+        at: When | None = None,
+        exact: bool = False,
+    ) -> Results:
+        """The ``k`` best eligible items for query vectors.
+
+        Args:
+            vectors: ``[Q, D]``, or ``[D]`` for one.
+            k: results wanted.
+            exclude: as in ``recommend``.
+            filter: as in ``recommend``.
+            at: as in ``recommend``.
+            exact: score every eligible item instead of asking the index.
+        """
+        queries = np.asarray(vectors, np.float32)
+        one = queries.ndim == 1
+        queries = queries[None] if one else queries
+        if not np.isfinite(queries).all():
+            raise DataError("query vectors with NaN or infinite entries", where="search")
+        allowed = self._allowed(filter, self._moment(at))
+        mine = None if exclude is None else self._lists(exclude, len(queries), one)
+        found = self._bundle.search.search(queries, k, allowed=allowed, exclude=mine, exact=exact)
+        return self._results(*found, one, np.zeros(len(queries), np.int64))
+
+    def similar(self, item: Any, k: int = 10, *, filter: Filter | str | None = None, at: When | None = None) -> Results:
+        """The ``k`` items whose embeddings score highest with this item's, without itself.
+
+        Raises:
+            DataError: there is no such item.
+        """
+        row = int(self._bundle.items.rows([item])[0])
+        if row < 0:
+            raise DataError(f"no item {item!r}", where="similar", cure="ask `item in retriever` first")
+        vector = np.array(self._bundle.search.embeddings[row])
+        return self.search(vector, k, exclude=[item], filter=filter, at=at)
+
+    def vector(self, users: Users, *, at: When | None = None) -> NDArray[np.float32]:
+        """``[D]`` of one user, ``[Q, D]`` of many, as the user tower gives them."""
+        many, one = _many(users)
+        vectors, _ = self._vectors(many, self._moment(at))
+        return vectors[0] if one else vectors
+
+    def attributes(self, items: Sequence[Any] | NDArray[Any]) -> pa.Table:
+        """The attributes of these items, in their order, for display.
+
+        Raises:
+            DataError: an unknown id.
+        """
+        rows = self._bundle.items.rows(items)
+        if (rows < 0).any():
+            raise DataError(f"no item {list(items)[int(np.flatnonzero(rows < 0)[0])]!r}", where="attributes")
+        return self._bundle.attributes.take(pa.array(rows))
+
+    def _vectors(self, users: Sequence[User], at: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """``[Q, D]`` vectors, and ``[Q]`` history items that were not known."""
+        b = self._bundle
+        unknown = np.zeros(len(users), np.int64)
+        if not users:
+            return np.zeros((0, b.manifest["dim"]), np.float32), unknown
+        if isinstance(users[0], Mapping):
+            raws: list[Any] = list(users)
+            if not all(isinstance(u, Mapping) for u in raws):
+                raise DataError("ids and raw users in one request", where="request", cure="send them separately")
+            check_fields(raws, (*b.users.columns, *b.context.columns))
+            inputs = encode_raw(b.users, raws, "user") | encode_raw(b.context, raws, "context")
+            pairs = [raw_events(u, b.items, b.schema) for u in raws]
+            events, unknown = [e for e, _ in pairs], np.asarray([n for _, n in pairs], np.int64)
+        else:
+            rows = self._user_rows(users)
+            assert b.known is not None  # `_user_rows` has refused ids otherwise
+            inputs = {f"user.{name}": np.asarray(a[rows]) for name, a in b.known.features.items()}
+            inputs |= encode_raw(b.context, [{}] * len(rows), "context")
+            events = [b.known.events(int(r)) for r in rows]
+        if b.history_inputs is not None:
+            inputs |= history_inputs(pad_histories(events, b.schema, at), b.history_inputs)
+        vectors = np.asarray(b.user_tower.run(inputs)["embedding"], np.float32)
+        if vectors.shape != (len(users), b.manifest["dim"]) or not np.isfinite(vectors).all():
+            raise DataError(
+                f"the user tower gave {list(vectors.shape)}, finite: {bool(np.isfinite(vectors).all())}",
+                where="request",
+                cure="check the numbers in the request",
+            )
+        return vectors, unknown
+
+    def _user_rows(self, users: Sequence[Any]) -> NDArray[np.int64]:
+        b = self._bundle
+        if b.user_ids is None:
+            raise DataError("this bundle has no known users", where="request", cure="send raw features instead of ids")
+        rows = b.user_ids.rows(users)
+        if (rows < 0).any():
+            absent = [users[i] for i in np.flatnonzero(rows < 0)[:5]]
+            raise DataError(
+                f"{int((rows < 0).sum())} unknown users, {absent} among them",
+                where="request",
+                cure="send raw features for users that were not exported",
+            )
+        return rows
+
+    def _exclusions(self, users: Sequence[User], exclude: Sequence[Any] | None, one: bool) -> Ragged | None:
+        given = None if exclude is None else self._lists(exclude, len(users), one)
+        known = self._bundle.known
+        if known is None or not users or isinstance(users[0], Mapping):
+            return given
+        o, v = known.exclusions
+        own = [np.asarray(v[o[r] : o[r + 1]]) for r in self._user_rows(users)]
+        if given is not None:
+            own = [np.union1d(a, given.values[given.offsets[i] : given.offsets[i + 1]]) for i, a in enumerate(own)]
+        return _ragged(own)
+
+    def _lists(self, exclude: Sequence[Any], queries: int, one: bool) -> Ragged:
+        """Excluded rows of each query; ids that the catalogue does not have cannot come anyway."""
+        if isinstance(exclude, str | bytes):
+            raise DataError(f"exclude is {exclude!r}; expected a list of item ids", where="request")
+        given = list(exclude)
+        nested = bool(given) and all(isinstance(e, list | tuple | set | np.ndarray) for e in given)
+        if nested and (one or len(given) != queries):
+            raise DataError(f"{len(given)} lists to exclude for {queries} requests", where="request, exclude")
+        lists = [self._bundle.items.rows(e) for e in (given if nested else [given])]
+        lists = [np.unique(rows[rows >= 0]) for rows in lists]
+        return _ragged(lists if nested else lists * queries)
+
+    def _allowed(self, condition: Filter | str | None, at: int) -> NDArray[np.bool_] | None:
+        """``[N]`` items that pass the filter and are live; None: all."""
+        b, allowed = self._bundle, None
+        if condition is not None:
+            allowed = (parse(condition) if isinstance(condition, str) else condition).mask(b.attributes)
+        for bound, live in ((self._posted, np.less_equal), (self._expires, np.greater)):
+            if bound is not None:
+                passing = live(bound, at)
+                if not passing.all():
+                    allowed = passing if allowed is None else allowed & passing
+        return allowed
+
+    def _moment(self, at: When | None) -> int:
+        if at == "export":
+            end = self._bundle.manifest["data"].get("end")
+            if end is None and (self._posted is not None or self._expires is not None):
+                raise ConfigError("at='export', but the bundle does not know when its data end; pass a time")
+            return int(end or 0)
+        return moment(dt.datetime.now(dt.UTC) if at is None else at, "at")
+
+    def _results(self, rows: NDArray[np.int64], scores: NDArray[np.float32], one: bool, unknown: Any) -> Results:
+        if not one:
+            return Results(self._bundle.items.external(rows), scores, unknown)
+        there = rows[0] >= 0
+        return Results(self._bundle.items.external(rows[0][there]), scores[0][there], int(unknown[0]))
+
+
+def _many(users: Users) -> tuple[Sequence[User], bool]:
+    """The users as a list, and whether just one was asked for."""
+    if isinstance(users, str | int | np.integer | Mapping):
+        return [users if not isinstance(users, np.integer) else int(users)], True
+    if isinstance(users, pa.Array | pa.ChunkedArray):
+        return users.to_pylist(), False
+    if isinstance(users, np.ndarray):
+        return users.tolist(), False
+    return list(users), False
+
+
+def _ragged(lists: Sequence[NDArray[np.int64]]) -> Ragged:
+    offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in lists])]).astype(np.int64)
+    return Ragged(offsets, np.concatenate(lists) if lists else np.zeros(0, np.int64))
+
+
+def _micros(table: pa.Table, name: str, null: int) -> NDArray[np.int64] | None:
+    """``[N]`` microseconds of a time column with nulls filled; None if there is no such column."""
+    if name not in table.column_names:
+        return None
+    return np.asarray(table[name].combine_chunks().cast(pa.int64()).fill_null(null).to_numpy(), np.int64)

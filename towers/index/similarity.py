@@ -1,0 +1,54 @@
+"""What the scores of a bundle mean: the model's similarity, named once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from towers.errors import ConfigError
+
+_UNIT = 1e-3  # how far from 1 the norm of a vector may be that a model calls normalised
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """The similarity a model was trained with. Search is by inner product for both kinds.
+
+    Attributes:
+        kind: ``dot``, or ``cosine``: then the towers give vectors of norm 1.
+        temperature: what training divided scores by; scores are returned undivided.
+    """
+
+    kind: str
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no model of ours trains."""
+        if self.kind not in ("dot", "cosine"):
+            raise ConfigError(f"similarity is {self.kind!r}; expected 'dot' or 'cosine'")
+        if not 0 < self.temperature < float("inf"):
+            raise ConfigError(f"temperature is {self.temperature}; expected a positive number")
+
+    def check(self, vectors: NDArray[np.float32], what: str) -> None:
+        """Refuse vectors that cannot come from a tower of this similarity.
+
+        Args:
+            vectors: ``[N, D]``.
+            what: said in the error ("item embeddings").
+
+        Raises:
+            ConfigError: entries that are not finite; for cosine, norms other than 1.
+        """
+        squares = np.einsum("nd,nd->n", vectors, vectors)
+        if not np.isfinite(squares).all():
+            row = int(np.flatnonzero(~np.isfinite(squares))[0])
+            raise ConfigError(f"{what}: row {row} is not finite; the training diverged, use an earlier checkpoint")
+        off = np.abs(np.sqrt(squares) - 1) > _UNIT
+        if self.kind == "cosine" and off.any():
+            row = int(np.flatnonzero(off)[0])
+            raise ConfigError(
+                f"{what}: row {row} has norm {float(np.sqrt(squares[row])):.4f}; similarity is cosine, so every norm "
+                "must be 1. Normalise in the tower, or export with similarity dot if that is what was trained"
+            )
