@@ -63,7 +63,8 @@ def recall(hits: NDArray[np.bool_], targets: NDArray[np.int64], k: int) -> Float
     >>> recall(np.array([[True, False, True, False]]), np.array([3]), 4)  # 2/3
     array([0.66666667])
     """
-    return hits[:, :k].sum(axis=1) / targets
+    share: Floats = hits[:, :k].sum(axis=1) / targets
+    return share
 
 
 def precision(hits: NDArray[np.bool_], targets: NDArray[np.int64], k: int) -> Floats:
@@ -72,7 +73,8 @@ def precision(hits: NDArray[np.bool_], targets: NDArray[np.int64], k: int) -> Fl
     >>> precision(np.array([[True, False, True, False]]), np.array([3]), 4)  # 2/4
     array([0.5])
     """
-    return hits[:, :k].sum(axis=1) / k
+    share: Floats = hits[:, :k].sum(axis=1) / k
+    return share
 
 
 def hit_rate(hits: NDArray[np.bool_], targets: NDArray[np.int64], k: int) -> Floats:
@@ -81,7 +83,7 @@ def hit_rate(hits: NDArray[np.bool_], targets: NDArray[np.int64], k: int) -> Flo
     >>> hit_rate(np.array([[False, False, True], [False, False, False]]), np.array([3, 1]), 3)
     array([1., 0.])
     """
-    return hits[:, :k].any(axis=1).astype(np.float64)
+    return np.asarray(hits[:, :k].any(axis=1), np.float64)
 
 
 def ndcg(hits: NDArray[np.bool_], targets: NDArray[np.int64], k: int) -> Floats:
@@ -98,7 +100,7 @@ def ndcg(hits: NDArray[np.bool_], targets: NDArray[np.int64], k: int) -> Floats:
     discount = 1 / np.log2(np.arange(2, k + 2))
     ideal = np.concatenate([[0.0], np.cumsum(discount)])
     gained: Floats = hits[:, :k] @ discount[: hits.shape[1]]
-    return gained / ideal[np.minimum(targets, k)]
+    return np.asarray(gained / ideal[np.minimum(targets, k)])
 
 
 def mrr(hits: NDArray[np.bool_], targets: NDArray[np.int64], k: int) -> Floats:
@@ -124,7 +126,7 @@ def average_precision(hits: NDArray[np.bool_], targets: NDArray[np.int64], k: in
     head = hits[:, :k]
     precisions = np.cumsum(head, axis=1) / np.arange(1, head.shape[1] + 1)
     found: Floats = (precisions * head).sum(axis=1)
-    return found / np.minimum(targets, k)
+    return np.asarray(found / np.minimum(targets, k))
 
 
 AT_K: dict[str, Callable[[NDArray[np.bool_], NDArray[np.int64], int], Floats]] = {
@@ -179,8 +181,8 @@ def reciprocal_rank(ranks: Ragged) -> Floats:
     return out
 
 
-WITHOUT_CUT = ("auc", "mrr")
-"""Metrics over the whole ranking; they need the rank of every target. ``mrr`` exists with a cut-off too."""
+WITHOUT_CUT = ("auc", "mrr@all")
+"""Metrics over the whole ranking; they need the rank of every target."""
 
 
 def coverage(items: NDArray[np.int64], candidates: int, k: int) -> float:

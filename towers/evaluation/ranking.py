@@ -72,13 +72,18 @@ def rank(
 
     Raises:
         DataError: a vector is not finite, or so long that scores may overflow.
-        ValueError: shapes disagree with the task, or ``k < 1``.
+        ValueError: shapes disagree with the task, there are no candidates, or ``k < 1``.
     """
     n = len(task.candidates)
     blocks = [queries] if isinstance(queries, Tensor) else list(queries)
     vectors = torch.cat([q.to(candidates.device, torch.float32) for q in blocks]) if blocks else candidates.new_empty(0)
     candidates = candidates.float()
-    if len(vectors) != len(task) or candidates.shape != (n, *vectors.shape[1:]) or candidates.ndim != 2 or k < 1:
+    if (
+        len(vectors) != len(task)
+        or candidates.shape != (n, *vectors.shape[1:])
+        or candidates.ndim != 2
+        or min(n, k) < 1
+    ):
         raise ValueError(
             f"queries {list(vectors.shape)}, candidates {list(candidates.shape)}, k={k}; task {task.name!r} "
             f"has {len(task)} queries and {n} candidates"
@@ -108,11 +113,10 @@ def rank(
         exclusions.apply(block_scores, rows)
         if clock is not None:
             clock.apply(block_scores, rows)
-        best, columns = top_k(block_scores, k)
-        found = best.cpu().numpy()
-        columns = np.where(found > -np.inf, columns.cpu().numpy(), -1)
-        items[rows] = np.where(columns >= 0, task.candidates[columns], -1) if n else -1
-        scores[rows] = found
+        best, columns = (x.cpu().numpy() for x in top_k(block_scores, k))
+        found = best > -np.inf
+        items[rows] = np.where(found, task.candidates[np.where(found, columns, 0)], -1)
+        scores[rows] = best
         if target_ranks:
             place, pairs = targets.of(rows)
             ranks[targets.source[pairs]] = _ranks(block_scores, place, targets.columns[pairs])
@@ -150,12 +154,12 @@ def _ranks(scores: Tensor, rows: NDArray[np.int64], columns: NDArray[np.int64]) 
 def _check(queries: Tensor, candidates: Tensor, task: Task) -> None:
     """Refuse vectors that could give a score that is no number.
 
-    If the longest query times the longest candidate is finite, so is every score (Cauchy-Schwarz);
-    looking at the ``Q + N`` lengths is much cheaper than looking at the ``Q × N`` scores.
+    No score is greater than the longest query times the longest candidate (Cauchy-Schwarz), and looking
+    at the ``Q + N`` lengths is much cheaper than looking at the ``Q × N`` scores.
     """
-    longest = torch.ones((), device=candidates.device)
+    bound = 1.0
     for side, vectors in (("query", queries), ("candidate", candidates)):
-        norms = torch.linalg.vector_norm(vectors, dim=1)
+        norms = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
         if not (finite := norms.isfinite()).all():
             bad = int((~finite).nonzero()[0])
             raise DataError(
@@ -163,9 +167,8 @@ def _check(queries: Tensor, candidates: Tensor, task: Task) -> None:
                 where=f"task {task.name!r}, {side} {bad}",
                 cure="training has diverged: lower the learning rate, or clip gradients",
             )
-        if len(norms):
-            longest = longest * norms.max()
-    if not longest.isfinite():
+        bound *= float(norms.max()) if len(norms) else 0.0
+    if bound > torch.finfo(torch.float32).max:
         raise DataError(
             "vectors so long that scores overflow to infinity",
             where=f"task {task.name!r}",

@@ -54,6 +54,25 @@ class Task:
     posted: NDArray[np.int64] | None = None
     expires: NDArray[np.int64] | None = None
 
+    def __post_init__(self) -> None:
+        """Check what every reader of a task relies on."""
+        q, n = len(self.user), len(self.candidates)
+        lengths = {
+            "targets": (len(self.targets.offsets) - 1, q),
+            "exclude": (len(self.exclude.offsets) - 1, q),
+            "time": (q if self.time is None else len(self.time), q),
+            "posted": (n if self.posted is None else len(self.posted), n),
+            "expires": (n if self.expires is None else len(self.expires), n),
+        }
+        if wrong := [
+            f"{name} has {found} rows, expected {want}" for name, (found, want) in lengths.items() if found != want
+        ]:
+            raise ValueError(f"task {self.name!r}: {'; '.join(wrong)}")
+        if (np.diff(self.candidates) <= 0).any():
+            raise ValueError(f"task {self.name!r}: candidates must be distinct and sorted")
+        if (np.diff(self.targets.offsets) <= 0).any():
+            raise ValueError(f"task {self.name!r}: every query needs a target")
+
     def __len__(self) -> int:
         """Number of queries."""
         return len(self.user)
