@@ -21,6 +21,7 @@ from towers.errors import DataError
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+SECOND, HOUR, DAY = 1_000_000, 3_600_000_000, 86_400_000_000  # microseconds
 TRUTH = "truth/truth.npz"
 _BLOCK = 256  # queries scored at a time: [256, 100k] float64 is 200 MB
 
@@ -60,7 +61,7 @@ class Truth:
         """Write ``truth/truth.npz`` (plain arrays, no pickle) into a market's folder."""
         path = folder / TRUTH
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **{f.name: getattr(self, f.name) for f in fields(self)})  # type: ignore[arg-type]
+        np.savez(path, **{f.name: getattr(self, f.name) for f in fields(self)})
 
     @classmethod
     def load(cls, folder: Path) -> Truth:
@@ -128,6 +129,8 @@ class Truth:
         block were live throughout, and drawn again where the job was not: what is accepted follows the
         policy exactly.
         """
+        if not len(times):
+            return np.empty(0, np.int64)
         pool = np.flatnonzero((self.posted <= times.max()) & (times.min() < self.expires))
         pool = pool[np.argsort(self.cell[pool], kind="stable")]
         cells = np.arange(self.affinity.shape[1])
@@ -203,7 +206,7 @@ class Oracle:
         return out
 
 
-def sigmoid(x: Floats) -> Floats:
+def sigmoid(x: NDArray[Any]) -> NDArray[Any]:
     """``1 / (1 + exp(-x))``, elementwise."""
     return np.asarray(1.0 / (1.0 + np.exp(-x)))
 
