@@ -67,7 +67,7 @@ VERSION = 1  # of the world: another one, other bytes for the same config
 ACTIONS = ("impression", "view", "save", "apply")
 START = 20_150 * DAY  # Monday, 3 March 2025
 PAGE = 10  # jobs on a page
-SAVE_BIAS, APPLY_BIAS = -1.6, -1.8  # log-odds, on top of those of the view
+SAVE_BIAS, APPLY_BIAS = -1.8, -2.4  # log-odds, on top of those of the view
 _HOURS = np.array([1, 1, 1, 1, 1, 2, 4, 7, 9, 10, 9, 9, 10, 9, 9, 8, 8, 9, 9, 10, 9, 7, 4, 2], np.float64)
 _WEEK = np.array([1.15, 1.15, 1.1, 1.05, 0.95, 0.7, 0.9])  # Monday first
 _WORLD, _MEMBERS, _JOBS, _CALIBRATION, _EVENTS = range(5)  # independent random streams
@@ -90,7 +90,7 @@ class MarketConfig:
 
     users: int = 20_000
     jobs: int = 12_000
-    impressions: int = 3_000_000
+    impressions: int = 4_000_000
     days: int = 60
     view_rate: float = 0.1
     seed: int = 0

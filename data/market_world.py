@@ -24,7 +24,7 @@ LIFE = (7, 28)  # days that a job stays live
 # popularity a tenth, and a small two-tower model close to 90 % of what the truth finds.
 SKILLS, TASTE, SENIORITY, PLACE, SPONSOR, QUALITY, SALARY = 3.5, 1.6, 0.8, 0.8, 2.0, 0.5, 0.4
 SKILL_DIM, TASTE_DIM = 16, 6
-EMPLOYER_SHARE, ROLE_SHARE = 0.85, 0.85  # variance of a taste that the employer (the role) explains
+EMPLOYER_SHARE, ROLE_SHARE = 0.85, 0.9  # variance of a taste that the employer (the role) explains
 FIELD_CLOSENESS = (1.0, 0.2, 0.06)  # the same field, a related one, any other
 PLACE_REACH, PLACE_FLOOR, REMOTE_CLOSENESS = 350.0, 0.2, 0.8  # kilometres; the farthest city; remote work
 POPULARITY = 0.4  # spread of the log of a job's weight in the logging policy
