@@ -49,7 +49,7 @@ def record(queries: Sequence[Golden], items: Lookup, search: VectorSearch) -> di
     rows, scores = search.exact(vectors, k)
     ids = items.external(rows)
     return {
-        "index_recall": recall_at(search.search(vectors, k)[1], scores),
+        "index_recall": recall_at(search.scores(vectors, search.search(vectors, k)[0]), scores),
         "queries": [
             {
                 "user": q.user if isinstance(q.user, str | int) else dict(q.user),
@@ -98,7 +98,7 @@ def replay(
             f"{GOLDEN}: items score differently than at the export; ids and embeddings do not belong together. "
             "Export again"
         )
-    found = recall_at(search.search(vectors, rows.shape[1])[1], was_scores)
+    found = recall_at(search.scores(vectors, search.search(vectors, rows.shape[1])[0]), was_scores)
     if found < recorded["index_recall"] - _WORSE:
         raise BundleError(
             f"{GOLDEN}: the index finds {found:.3f} of the best items, {recorded['index_recall']:.3f} at the export; "

@@ -118,7 +118,9 @@ def _check_fields(manifest: Mapping[str, Any]) -> None:
     for name, kind in _TYPES.items():
         if not isinstance(manifest[name], kind) or isinstance(manifest[name], bool):
             raise BundleError(f"{MANIFEST}: {name} is a {type(manifest[name]).__name__}; expected {kind}")
-    counts = manifest["counts"]
+    counts, data = manifest["counts"], manifest["data"]
+    if set(data) != {"start", "end"} or not all(type(v) in (int, type(None)) for v in data.values()):
+        raise BundleError(f"{MANIFEST}: data are {data}; expected start and end in microseconds")
     if set(counts) != {"items", "users", "history_dim"} or not all(is_count(v) for v in counts.values()):
         raise BundleError(f"{MANIFEST}: counts are {counts}; expected items, users and history_dim as whole numbers")
     if not is_count(manifest["dim"], 1) or manifest["dim"] > 1 << 20 or not counts["items"]:
@@ -127,7 +129,7 @@ def _check_fields(manifest: Mapping[str, Any]) -> None:
 
 def _check_entry(name: str, entry: object) -> None:
     path = PurePosixPath(name)
-    odd = not name or path.is_absolute() or "\\" in name or "\0" in name or ":" in name or name != path.as_posix()
+    odd = not path.parts or path.is_absolute() or "\\" in name or "\0" in name or ":" in name or name != path.as_posix()
     if odd or any(part in ("..", ".") for part in path.parts) or name in (MANIFEST, SEAL):
         raise BundleError(f"{MANIFEST}: {name!r} is not the name of a file inside the bundle")
     if not isinstance(entry, dict) or set(entry) != {"size", "sha256"}:

@@ -47,14 +47,14 @@ def measure_index(search: VectorSearch, queries: NDArray[np.float32], *, singles
     k = min(search.recipe.recall_at, len(search.embeddings))
     queries = np.ascontiguousarray(queries, np.float32)
     start = time.perf_counter()
-    _, found = search.search(queries, k)
+    found, _ = search.search(queries, k)
     batch = time.perf_counter() - start
     exact = search.exact(queries, k)[1]
     some = queries[:singles]
     ours = [_ms(partial(search.search, q, k)) for q in some[:, None]]
     brute = [_ms(partial(search.exact, q, k)) for q in some[:, None]]
     return {
-        f"index/recall@{search.recipe.recall_at}": recall_at(found, exact),
+        f"index/recall@{search.recipe.recall_at}": recall_at(search.scores(queries, found), exact),
         "index/search_p50_ms": float(np.percentile(ours, 50)),
         "index/search_p99_ms": float(np.percentile(ours, 99)),
         "index/exact_p50_ms": float(np.percentile(brute, 50)),

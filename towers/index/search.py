@@ -123,10 +123,10 @@ class VectorSearch:
             scores[rows < 0] = -np.inf  # FAISS fills up with the lowest float
             return rows, scores
         _, rows = self.index.search(queries, min(len(self.embeddings), k * recipe.rescore), params=params)
-        return _best(rows, self._scores(queries, rows), k)
+        return _best(rows, self.scores(queries, rows), k)
 
-    def _scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """``[Q, F]`` inner products with stored embeddings; ``-inf`` for row ``-1``."""
+    def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """``[Q, F]`` inner products with the stored embeddings of ``[Q, F]`` rows; ``-inf`` for row ``-1``."""
         out = np.empty(rows.shape, np.float32)
         for q, mine in enumerate(rows):  # one query at a time: [F, D] fits the cache, [Q, F, D] does not
             out[q] = self.embeddings[mine] @ queries[q]
