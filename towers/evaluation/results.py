@@ -137,12 +137,12 @@ class Evaluation:
             raise ValueError(f"{len(user_ids)} user ids for {len(self.task)} queries")
         folder.mkdir(parents=True, exist_ok=True)
         keys = self._keys(user_ids)
-        with _replacing(folder / "predictions.parquet") as path:
+        with replacing(folder / "predictions.parquet") as path:
             _write_predictions(path, keys, self.ranking, item_ids)
-        with _replacing(folder / "per_query.parquet") as path:
+        with replacing(folder / "per_query.parquet") as path:
             counts = np.diff(self.task.targets.offsets)
             pq.write_table(pa.table({**keys, "targets": counts, **self.per_query}), path)
-        with _replacing(folder / "metrics.json") as path:  # the last: where it is, the others are
+        with replacing(folder / "metrics.json") as path:  # the last: where it is, the others are
             path.write_text(json.dumps(facts | dict(extra or {}), indent=1, allow_nan=False) + "\n")
 
     def _keys(self, user_ids: pa.Array) -> dict[str, pa.Array]:
@@ -169,7 +169,7 @@ def _write_predictions(path: Path, keys: Mapping[str, pa.Array], ranking: Rankin
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, renamed to ``path`` once that has worked."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
