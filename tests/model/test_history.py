@@ -20,14 +20,23 @@ def pooling(kind: str, dim: int = 3, jitter: bool = True) -> HistoryPooling:
 def inputs(mask: list[list[int]], seed: int = 0) -> HistoryInputs:
     m = torch.tensor(mask, dtype=torch.bool)
     g = torch.Generator().manual_seed(seed)
-    return HistoryInputs(torch.randn(*m.shape, 3, generator=g), m, torch.ones_like(m, dtype=torch.long), torch.rand(m.shape, generator=g))  # fmt: skip
+    return HistoryInputs(
+        torch.randn(*m.shape, 3, generator=g), m, torch.ones_like(m, dtype=torch.long), torch.rand(m.shape, generator=g)
+    )
 
 
 @pytest.mark.parametrize("kind", POOLINGS)
 def test_an_empty_history_is_a_learned_vector_and_never_nan(kind: str) -> None:
     p = pooling(kind)
     empty = p(inputs([[0, 0, 0], [0, 0, 0], [1, 1, 0]]))
-    none = p(HistoryInputs(torch.zeros(1, 0, 3), torch.zeros(1, 0, dtype=torch.bool), torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 0)))  # fmt: skip
+    none = p(
+        HistoryInputs(
+            torch.zeros(1, 0, 3),
+            torch.zeros(1, 0, dtype=torch.bool),
+            torch.zeros(1, 0, dtype=torch.long),
+            torch.zeros(1, 0),
+        )
+    )
     assert torch.equal(empty[0], p.no_history)
     assert torch.equal(empty[1], p.no_history)
     assert torch.equal(none[0], p.no_history)
@@ -63,7 +72,12 @@ def test_training_starts_at_the_mean(kind: str) -> None:
 def test_decay_is_exponential_in_position_and_age() -> None:
     p = pooling("decay", jitter=False)
     by_lag, by_age = torch.nn.functional.softplus(p.rates).tolist()
-    h = HistoryInputs(torch.eye(3)[None], torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3, dtype=torch.long), torch.tensor([[0.0, 1.0, 5.0]]))  # fmt: skip
+    h = HistoryInputs(
+        torch.eye(3)[None],
+        torch.ones(1, 3, dtype=torch.bool),
+        torch.zeros(1, 3, dtype=torch.long),
+        torch.tensor([[0.0, 1.0, 5.0]]),
+    )
     expected = torch.exp(-torch.tensor([0.0, by_lag + by_age, 2 * by_lag + 5 * by_age]))
     assert torch.allclose(p(h)[0], expected / expected.sum(), atol=1e-6)
 
@@ -72,7 +86,9 @@ def test_lag_weights_are_those_of_the_positions() -> None:
     p = pooling("lags", jitter=False)
     with torch.no_grad():
         p.lag_logit[:, 0] = torch.tensor([8.0, 4.0, 2.0, 1.0]).log()
-    h = HistoryInputs(torch.eye(6)[None], torch.ones(1, 6, dtype=torch.bool), torch.zeros(1, 6, dtype=torch.long), torch.zeros(1, 6))  # fmt: skip
+    h = HistoryInputs(
+        torch.eye(6)[None], torch.ones(1, 6, dtype=torch.bool), torch.zeros(1, 6, dtype=torch.long), torch.zeros(1, 6)
+    )
     p.no_history = torch.nn.Parameter(torch.zeros(6))
     assert torch.allclose(p(h)[0], torch.tensor([8.0, 4, 2, 1, 1, 1]) / 17, atol=1e-6)
 
@@ -81,5 +97,7 @@ def test_an_action_weighs_what_it_has_learned() -> None:
     p = pooling("mean", jitter=False)
     with torch.no_grad():
         p.action_logit.weight[:, 0] = torch.tensor([1.0, 3.0]).log()
-    h = HistoryInputs(torch.eye(3)[None, :2], torch.ones(1, 2, dtype=torch.bool), torch.tensor([[0, 1]]), torch.zeros(1, 2))  # fmt: skip
+    h = HistoryInputs(
+        torch.eye(3)[None, :2], torch.ones(1, 2, dtype=torch.bool), torch.tensor([[0, 1]]), torch.zeros(1, 2)
+    )
     assert torch.allclose(p(h)[0], torch.tensor([0.25, 0.75, 0.0]), atol=1e-6)

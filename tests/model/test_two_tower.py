@@ -32,7 +32,9 @@ def test_a_history_pooled_model_without_user_features() -> None:
     plain = TowerSettings(fusion="sum", body="none")
     model = TwoTower([], item, dim=5, user=plain, item=plain, history=HistorySettings(pooling="mean"))
     vectors = model.history_inputs(items(torch.tensor([1, 2])))
-    h = HistoryInputs(vectors[None], torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2))  # fmt: skip
+    h = HistoryInputs(
+        vectors[None], torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2)
+    )
     assert torch.allclose(model.embed_users({}, h)[0], vectors.mean(0), atol=1e-6)
 
 
@@ -49,7 +51,9 @@ def test_every_shape_embeds_both_sides(body: str, pooling: str, which: str) -> N
     if pooling != "none":
         vectors = model.history_inputs(items(rows.reshape(-1))).view(4, 4, -1)
         assert vectors.shape[-1] == model.history_dim
-        inputs = HistoryInputs(vectors, torch.ones(4, 4, dtype=torch.bool), torch.zeros(4, 4, dtype=torch.long), torch.ones(4, 4))  # fmt: skip
+        inputs = HistoryInputs(
+            vectors, torch.ones(4, 4, dtype=torch.bool), torch.zeros(4, 4, dtype=torch.long), torch.ones(4, 4)
+        )
     four = torch.arange(4)
     q, c = model.embed_users(users(four), inputs, context(four)), model.embed_items(items(torch.arange(6)))
     assert (q.shape, c.shape) == ((4, 8), (6, 8))
@@ -68,8 +72,14 @@ def test_all_problems_are_told_at_once_with_their_cures() -> None:
             history=HistorySettings(pooling="none", heads=0),
         )
     told = str(e.value)
-    for part in ("model.user.width is 0", "model.user.id_dropout leaves nothing", "skillz", "model.item.dropout is 1.0",
-                 "model.item.body is 'deep'", "model.history.heads is 0"):  # fmt: skip
+    for part in (
+        "model.user.width is 0",
+        "model.user.id_dropout leaves nothing",
+        "skillz",
+        "model.item.dropout is 1.0",
+        "model.item.body is 'deep'",
+        "model.history.heads is 0",
+    ):
         assert part in told
     assert told.count("\n") == 6
 

@@ -228,7 +228,7 @@ def _ever(p: Tensor, draws: int) -> Tensor:
 
 
 def _distinct(rows: Tensor) -> Tensor:
-    out: Tensor = torch.unique(rows)  # type: ignore[no-untyped-call]
+    out: Tensor = torch.unique(rows)
     return out
 
 

@@ -1,0 +1,53 @@
+"""The model configs, as Hydra builds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from tests.model.helpers import infos
+from towers.index.towers_onnx import export_item_tower
+from towers.model.two_tower import TwoTower
+
+FOLDER = Path(__file__).parents[2] / "configs"
+NAMES = sorted(p.stem for p in (FOLDER / "model").glob("*.yaml"))
+
+
+def build(name: str, *overrides: str) -> TwoTower:
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        config = compose(overrides=[f"+model={name}", *overrides])
+    model = instantiate(config.model)(infos(), infos(), infos()[1:2], 2)
+    assert isinstance(model, TwoTower)
+    return model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_builds(name: str) -> None:
+    model = build(name)
+    assert model.dim == 64
+    export_item_tower(model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_first_line_is_the_command_that_uses_it(name: str) -> None:
+    assert (FOLDER / "model" / f"{name}.yaml").read_text().startswith(f"# python train.py model={name}\n")
+
+
+def test_what_the_names_promise() -> None:
+    mf = build("matrix_factorisation", "model.dim=16")
+    assert sorted(tuple(p.shape) for p in mf.parameters()) == [(12, 16), (12, 16)]
+    assert mf.similarity.kind == "dot"
+    content = build("content")
+    assert "id" not in content.item_features + content.user_features
+    hybrid = build("hybrid")
+    assert hybrid.item_inputs.id_dropout == 0.4
+    assert "id" in hybrid.item_features
+    assert "id" not in hybrid.user_features
+
+
+def test_settings_of_the_item_encoders_follow_the_users_unless_given() -> None:
+    model = build("two_tower", "model.user.encoders.dim=8")
+    assert model.item_inputs.encoders["feature_id"].dim == 8

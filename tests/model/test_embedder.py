@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tests.model.helpers import batch, full_model, infos, table
+from towers.index import embed
+from towers.model.embedder import Embedder
+from towers.model.history import HistoryInputs
+
+USERS, ITEMS = 5, 11
+
+
+def embedder(block: int = 4, **changes: object) -> Embedder:
+    return Embedder(full_model(**changes), table(infos(), USERS), table(infos(), ITEMS, 1), block)
+
+
+def test_blocks_change_nothing_and_rows_choose() -> None:
+    e = embedder()
+    every = e.embed_items()
+    assert every.shape == (ITEMS, 8)
+    whole = Embedder(e.model, e.users, e.items, block=100).embed_items()
+    assert torch.allclose(every, whole, atol=1e-6)
+    rows = np.array([7, 0, 9])
+    assert torch.allclose(e.embed_items(rows), every[rows], atol=1e-6)
+    assert not every.requires_grad
+
+
+def test_queries_by_the_history_table_equal_queries_worked_out_one_by_one() -> None:
+    e = embedder()
+    b = batch(6, ITEMS, USERS)
+    (ours,) = e.embed_queries([b])
+    e.model.eval()
+    for i in range(6):
+        rows = b.history[i][b.history[i] >= 0]
+        n = len(rows)
+        history = HistoryInputs(
+            e.model.history_inputs(e.items(rows))[None] if n else torch.zeros(1, 0, e.model.history_dim),
+            torch.ones(1, n, dtype=torch.bool),
+            b.history_action[i, :n][None],
+            b.history_age[i, :n][None],
+        )
+        one = e.model.embed_users(e.users(b.user[i : i + 1]), history, {k: v[i : i + 1] for k, v in b.context.items()})
+        assert torch.allclose(ours[i], one[0], atol=1e-5)
+
+
+def test_numpy_batches_are_taken_as_they_come() -> None:
+    e = embedder()
+    b = batch(6, ITEMS, USERS)
+    (a,), (c,) = e.embed_queries([b]), e.embed_queries([b.map(lambda x: x.numpy())])
+    assert torch.equal(a, c)
+
+
+def test_the_model_is_left_in_its_mode_and_random_numbers_alone() -> None:
+    e = embedder()
+    e.model.train()
+    before = torch.get_rng_state()
+    blocks = e.item_blocks()
+    next(blocks)
+    assert e.model.training
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(e.embed_items(), e.embed_items())  # no dropout, no id-dropout
+
+
+def test_export_streams_float32_arrays() -> None:
+    e = embedder()
+    blocks = list(embed.item_blocks(e))
+    assert [len(b) for b in blocks] == [4, 4, 3]
+    every = embed.item_embeddings(e)
+    assert every.dtype == np.float32
+    assert np.array_equal(every, np.concatenate(blocks))
+    history = embed.history_table(e)
+    assert history is not None
+    assert history.shape == (ITEMS, e.model.history_dim)
+    assert embed.query_embeddings(e, [batch(3, ITEMS, USERS)] * 2).shape == (6, 8)

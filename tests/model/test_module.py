@@ -1,0 +1,311 @@
+"""The training step end to end, on worlds small enough to know the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from tests.model.helpers import batch, full_model, ids_only, infos, table
+from towers.errors import ConfigError
+from towers.evaluation.task import Task
+from towers.features import OOV, Batch, FeatureInfo, Kind, Ragged
+from towers.model.callbacks import ProgressBar, StopOnNonFiniteLoss, Throughput
+from towers.model.encoders import EncoderSettings
+from towers.model.history import HistorySettings
+from towers.model.module import Retrieval, TrainingData
+from towers.model.negatives import Full, InBatch, Mixed, Uniform
+from towers.model.optimisers import OptimiserSettings
+from towers.model.tables import FeatureTable
+from towers.model.tower import TowerSettings
+from towers.model.two_tower import TwoTower
+
+# Lightning 2.6 asks torch 2.13's pytree in a way that torch has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+USERS, ITEMS = 5, 20
+MF = TowerSettings(include=["id"], fusion="sum", body="none")
+
+
+class Batches:
+    """A loader: an iterable of batches, the same in every epoch."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+def trainer(folder: Path, **changes: Any) -> pl.Trainer:
+    settings: dict[str, Any] = {
+        "accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False,
+        "enable_model_summary": False, "enable_progress_bar": False, "num_sanity_val_steps": 0,
+        "default_root_dir": folder, "log_every_n_steps": 1,
+    }  # fmt: skip
+    return pl.Trainer(**{**settings, **changes})
+
+
+def fit(module: Retrieval, folder: Path, batches: Batches, tasks: Batches | None = None, **changes: Any) -> pl.Trainer:
+    resume = changes.pop("resume", None)
+    t = trainer(folder, **{"limit_val_batches": 1.0 if tasks else 0, **changes})
+    t.fit(module, batches, tasks, ckpt_path=resume, weights_only=True if resume else None)
+    return t
+
+
+def retrieval(seed: int = 0, sparse: bool = False, **changes: Any) -> Retrieval:
+    torch.manual_seed(7)
+    encoders = EncoderSettings(sparse_above=5 if sparse else None)
+    model = full_model(
+        user=TowerSettings(width=16, dropout=0.2, encoders=encoders),
+        item=TowerSettings(width=12, id_dropout=0.3, encoders=encoders),
+    )
+    data = TrainingData(table(infos(), USERS), table(infos(), ITEMS, 1), np.ones(ITEMS, np.int64), total_steps=12)
+    settings: dict[str, Any] = {
+        "sampler": partial(Mixed, samplers=[InBatch, partial(Uniform, n=6)]),
+        "optimiser": OptimiserSettings(learning_rate=0.01, schedule="cosine", warmup=2),
+        "seed": seed,
+    }
+    return Retrieval(model, data, **{**settings, **changes})
+
+
+def loader(n: int = 6) -> Batches:
+    return Batches([batch(8, ITEMS, USERS, seed=s) for s in range(n)])
+
+
+def weights(module: Retrieval) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in module.model.parameters()])
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path: Path, sparse: bool) -> None:
+    runs = []
+    for seed in (0, 0, 1):
+        module = retrieval(seed, sparse)
+        fit(module, tmp_path, loader(), gradient_clip_val=1.0)
+        runs.append(weights(module))
+        torch.rand(3)  # what happened to the global generator before a run must not matter
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, sparse: bool, accumulate: int) -> None:
+    more = {"accumulate_grad_batches": accumulate, "gradient_clip_val": 0.5}
+    straight = retrieval(sparse=sparse)
+    fit(straight, tmp_path, loader(), max_epochs=2, **more)
+
+    first = fit(retrieval(sparse=sparse), tmp_path, loader(), max_epochs=1, **more)
+    first.save_checkpoint(tmp_path / "c.ckpt")
+    resumed = retrieval(sparse=sparse)
+    with torch.no_grad():
+        for p in resumed.model.parameters():
+            p.add_(1.0)  # nothing of the fresh weights may survive
+    fit(resumed, tmp_path, loader(), max_epochs=2, resume=tmp_path / "c.ckpt", **more)
+    assert resumed.batches_seen == straight.batches_seen == 12
+    assert torch.equal(weights(straight), weights(resumed))
+
+
+def test_validation_does_not_change_training(tmp_path: Path) -> None:
+    plain, validated = retrieval(), retrieval()
+    fit(plain, tmp_path, loader())
+    t = fit(
+        validated, tmp_path, loader(), Batches([task("valid"), task("cold")]), val_check_interval=2, limit_val_batches=2
+    )
+    assert torch.equal(weights(plain), weights(validated))
+    assert {"valid/recall@10", "cold/ndcg@20"} <= set(t.callback_metrics)
+
+
+def task(name: str) -> Task:
+    queries = batch(USERS, ITEMS, USERS, item=np.full(USERS, -1), weight=np.zeros(USERS, np.float32))
+    return Task(
+        name=name,
+        user=queries.user.numpy(),
+        batches=Batches([queries.map(lambda a: a.numpy())]),
+        targets=Ragged(np.arange(USERS + 1), np.arange(USERS)),
+        candidates=np.arange(ITEMS),
+        exclude=Ragged(np.zeros(USERS + 1, np.int64), np.empty(0, np.int64)),
+    )
+
+
+def test_checkpoints_hold_weights_and_no_data() -> None:
+    assert all(k.startswith("model.") for k in retrieval().state_dict())
+
+
+def test_two_batches_never_share_their_random_numbers() -> None:
+    module = retrieval()
+    seen = []
+    for _ in range(3):
+        module._seed_this_batch()
+        seen.append(torch.rand(1).item())
+    assert len(set(seen)) == 3
+
+
+def mf(
+    users: int, items: int, sampler: Any = Full, posted: Any = None, expires: Any = None, **changes: Any
+) -> Retrieval:
+    user_infos, user_table = ids_only(users)
+    item_infos, item_table = ids_only(items)
+    torch.manual_seed(0)
+    model = TwoTower(user_infos, item_infos, dim=16, user=MF, item=MF, history=HistorySettings(pooling="none"))
+    data = TrainingData(user_table, item_table, np.ones(items, np.int64), None, posted, expires)
+    return Retrieval(model, data, sampler=sampler, **changes)
+
+
+def plain(user: list[int], item: list[int], known: list[list[int]] | None = None, **changes: Any) -> Batch:
+    b = len(user)
+    lists = known or [[] for _ in user]
+    offsets = np.concatenate([[0], np.cumsum([len(x) for x in lists])])
+    none = np.empty((b, 0), np.int64)
+    return Batch(
+        user=np.array(user), item=np.array(item), weight=np.ones(b, np.float32), history=none, history_action=none,
+        history_age=none.astype(np.float32), known=Ragged(offsets, np.array([x for one in lists for x in one], np.int64)), **changes,
+    ).map(torch.as_tensor)  # fmt: skip
+
+
+def test_a_tiny_world_is_learned_by_heart(tmp_path: Path) -> None:
+    users = list(range(8))
+    module = mf(8, 8, optimiser=OptimiserSettings(learning_rate=0.1), ks=(1,))
+    t = fit(module, tmp_path, Batches([plain(users, users)]), max_epochs=60)
+    assert t.callback_metrics["train/loss"] < 0.01
+    e = module.embedder()
+    (queries,) = e.embed_queries([plain(users, users)])
+    assert (queries @ e.embed_items().T).argmax(1).tolist() == users
+
+
+def gradients(module: Retrieval, one: Batch) -> torch.Tensor:
+    """[I]: how much each item's embedding is moved by one step."""
+    module.trainer = trainer(Path(), log_every_n_steps=99)
+    module.training_step(one, 0).backward()
+    table = module.model.item_inputs.encoders["feature_id"].table.weight
+    return table.grad[3:].norm(dim=1)
+
+
+def test_other_positives_of_the_user_are_no_negatives() -> None:
+    moved = gradients(mf(2, 5), plain([0], [1], [[1, 3]]))
+    assert (moved > 0).tolist() == [True, True, True, False, True]
+
+
+def test_jobs_that_were_not_live_are_no_negatives() -> None:
+    posted, expires = np.array([0, 0, 50, 0, 0]), np.array([99, 99, 99, 10, 99])
+    batch_ = plain([0], [1], time=np.array([20]))
+    moved = gradients(mf(2, 5, posted=posted, expires=expires), batch_)
+    assert (moved > 0).tolist() == [True, True, False, False, True]
+
+
+def test_the_step_is_the_full_softmax_when_every_item_is_drawn() -> None:
+    module = mf(3, 5)
+    one = plain([0, 2], [1, 4])
+    one.weight = torch.tensor([1.0, 3.0])
+    module.trainer = trainer(Path(), log_every_n_steps=99)
+    loss = module.training_step(one, 0)
+    e = module.embedder()
+    (queries,) = e.embed_queries([one])
+    losses = torch.nn.functional.cross_entropy(queries @ e.embed_items().T, one.item, reduction="none")
+    assert torch.allclose(loss, (losses * one.weight).sum() / 4, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", [InBatch, partial(Uniform, n=3)])
+def test_correcting_the_positive_moves_its_logit_by_log_q(sampler: Any) -> None:
+    one = plain([0, 1, 2], [1, 4, 4])
+    losses = {}
+    for correct in (False, True):
+        caught: list[torch.Tensor] = []
+        module = mf(3, 5, sampler, correct_positive=correct, loss=lambda p, n, w, c=caught: c.append(p) or p.sum())
+        module.trainer = trainer(Path(), log_every_n_steps=99)
+        module.training_step(one, 0)
+        losses[correct] = caught[0]
+    log_q = module.sampler.log_q(one.item, 3)
+    assert torch.allclose(losses[True], losses[False] - log_q)
+
+
+def test_in_batch_positives_are_embedded_once_and_rightly() -> None:
+    module = mf(3, 5, InBatch)
+    positives = torch.tensor([4, 1, 4])
+    draw = module.sampler(positives)
+    columns = torch.full((5,), 2)
+    columns[draw.rows] = torch.arange(2)
+    own, candidates = module.embed_items(positives, draw.rows, columns)
+    every = module.embedder().embed_items()
+    assert torch.allclose(own, every[positives])
+    assert torch.allclose(candidates, every[[1, 4]])
+
+
+def test_a_job_never_seen_is_ranked_by_its_content(tmp_path: Path) -> None:
+    """Users want one of two kinds of jobs; a job without events has its kind and the id "unknown"."""
+    n = 12
+    kind = FeatureInfo("kind", Kind.CATEGORICAL, 0, 5, np.array([0, 0, 0, 6, 6]))
+    item_infos = [FeatureInfo("id", Kind.ID, 0, n + 3, None), kind]
+    ids = np.r_[np.arange(n) + 3, OOV, OOV].astype(np.int32)
+    kinds = np.r_[np.arange(n) % 2, 0, 1].astype(np.int32) + 3
+    user_infos, user_table = ids_only(2)
+    torch.manual_seed(0)
+    item = TowerSettings(fusion="sum", body="none", id_dropout=0.3)
+    model = TwoTower(user_infos, item_infos, dim=8, user=MF, item=item, history=HistorySettings(pooling="none"))
+    data = TrainingData(user_table, FeatureTable({"id": ids, "kind": kinds}), np.r_[np.ones(n), 0, 0].astype(np.int64))
+    module = Retrieval(model, data, sampler=Full, optimiser=OptimiserSettings(learning_rate=0.05))
+    known = [[j for j in range(n) if j % 2 == u % 2] for u in range(2)]
+    users, items = [j % 2 for j in range(n)], list(range(n))
+    fit(module, tmp_path, Batches([plain(users, items, [known[u] for u in users])]), max_epochs=60)
+    e = module.embedder()
+    (queries,) = e.embed_queries([plain([0, 1], [0, 0])])
+    cold = queries @ e.embed_items(np.array([n, n + 1])).T
+    assert cold[0, 0] > cold[0, 1] + 1
+    assert cold[1, 1] > cold[1, 0] + 1
+
+
+def test_a_schedule_without_an_end_is_refused() -> None:
+    module = mf(2, 3, optimiser=OptimiserSettings(schedule="linear"))
+    with pytest.raises(ConfigError, match=r"set trainer\.max_epochs"):
+        module.configure_optimizers()
+
+
+def test_only_dense_gradients_are_clipped(tmp_path: Path) -> None:
+    module = retrieval(sparse=True)
+    optimiser = module.configure_optimizers()["optimizer"]
+    module.trainer = trainer(tmp_path, log_every_n_steps=99)
+    (1000 * module.training_step(batch(8, ITEMS, USERS), 0)).backward()
+    sparse = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None and p.grad.is_sparse}
+    module.configure_gradient_clipping(optimiser, 0.1)
+    dense = [p.grad.norm() for p in module.parameters() if p.grad is not None and not p.grad.is_sparse]
+    assert torch.stack(dense).norm() == pytest.approx(0.1, rel=1e-4)
+    assert sparse
+    for name, p in module.named_parameters():
+        if name in sparse:
+            assert torch.equal(p.grad.to_dense(), sparse[name].to_dense())
+
+
+def test_mixed_precision_takes_a_step(tmp_path: Path) -> None:
+    module = retrieval(sparse=True)
+    before = weights(module)
+    fit(module, tmp_path, loader(2), precision="bf16-mixed")
+    assert weights(module).isfinite().all()
+    assert not torch.equal(before, weights(module))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_advice(tmp_path: Path) -> None:
+    module = retrieval(loss=lambda p, n, w: (p * float("nan")).sum())
+    with pytest.raises(ConfigError, match=r"optimiser\.learning_rate"):
+        fit(module, tmp_path, loader(2), callbacks=[StopOnNonFiniteLoss(every=1)])
+
+
+def test_throughput_and_progress_are_told_without_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told_by = {"enable_progress_bar": True, "callbacks": [Throughput(), ProgressBar()]}
+    t = fit(retrieval(), tmp_path, loader(), Batches([task("valid")]), max_epochs=2, **told_by)
+    assert t.callback_metrics["throughput/examples_per_s"] > 0
+    told = capsys.readouterr().err
+    assert "epoch 1/2  loss " in told
+    assert "examples/s" in told
+    assert "valid/recall@10" in told
