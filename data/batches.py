@@ -110,13 +110,13 @@ class TrainBatches:
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the current epoch."""
         order = self.order(self._epoch())
-        first, self._done = self._done, 0
+        first = self._done % len(self)  # all of an epoch handed out: the next one begins
+        self._done = first
         for i in range(first, len(self)):
             self._done = i + 1
             # the last batch may be short, or hold the one example by which the ranks' shares differ
             end = len(order) if i == len(self) - 1 else (i + 1) * self._size
             yield self._collate(self._examples.take(order[i * self._size : end]))
-        self._done = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Batches of the current epoch that were handed out."""
@@ -135,7 +135,7 @@ class TrainBatches:
                     f"cannot resume: {key} was {state[key]} and is {mine[key]}; resume with the settings of the "
                     "checkpoint, or start anew"
                 )
-        self._done = int(state["done"]) % len(self)
+        self._done = int(state["done"])
 
 
 class QueryBatches:

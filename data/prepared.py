@@ -156,7 +156,7 @@ class PreparedDataset:
 
     def events(self, side: str) -> NDArray[np.int64]:
         """``[rows]`` positive training events."""
-        return np.asarray(self.side(side)["events"].to_numpy(), np.int64)
+        return np.array(self.side(side)["events"].to_numpy(), np.int64)
 
     def item_times(self) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
         """``[items]`` posted and expires in microseconds, open ends filled; None where the data have none."""

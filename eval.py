@@ -1,0 +1,22 @@
+"""A run → metrics and predictions: ``python eval.py run=PATH task=test`` writes ``PATH/eval/TASK``."""
+
+import hydra
+from omegaconf import DictConfig
+
+from pipeline import build
+from pipeline.console import user_errors
+from pipeline.evaluating import evaluate_run
+from pipeline.runs import Run
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="eval")
+@user_errors
+def main(config: DictConfig) -> None:
+    """Rank one task of the run's dataset, or all."""
+    run = Run.open(config.run)
+    dataset = build.ensure_prepared(run.config)
+    evaluate_run(run, [config.task] if config.task else list(dataset.info["tasks"]), dataset=dataset)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""From a composed config to objects: the one place, with the verbs, where Hydra instantiates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+from omegaconf import DictConfig, OmegaConf
+
+from data.market import MarketConfig, generate
+from data.module import RetrievalData
+from data.prepare import is_current, prepare
+from data.prepared import PreparedDataset
+from data.spec import DatasetSpec
+from pipeline.console import progress, say
+from towers.errors import ConfigError
+from towers.model.module import Retrieval, TrainingData
+from towers.model.tables import FeatureTable
+
+
+def dataset_spec(config: DictConfig) -> DatasetSpec:
+    """The checked data config; a refit's has validation moved into training."""
+    if "data" not in config or not isinstance(config.data, DictConfig):
+        raise ConfigError("no data config; pass data=NAME (python prepare.py --help lists them)")
+    plain: Any = OmegaConf.to_container(config.data, resolve=True)
+    plain.pop("generate", None)
+    spec = DatasetSpec.parse(plain)
+    return spec.refitted() if config.get("refit") else spec
+
+
+def ensure_prepared(config: DictConfig, *, force: bool = False) -> PreparedDataset:
+    """The prepared dataset of a config; generated and prepared first if that has not been done."""
+    spec = dataset_spec(config)
+    ensure_generated(config)
+    target = Path(config.var) / "data" / spec.name
+    if force or not is_current(spec, target):
+        with progress(f"prepare {spec.name}") as tell:
+            prepare(spec, target, progress=tell, threads=config.threads, memory=config.memory)
+        say(f"prepared {target}")
+    return PreparedDataset(target)
+
+
+def ensure_generated(config: DictConfig) -> None:
+    """Generate the synthetic job market, if the data config asks for it and it is not there yet."""
+    settings = config.data.get("generate")
+    if settings is None:
+        return
+    folder = Path(config.data.source)
+    wanted = MarketConfig(**OmegaConf.to_container(settings, resolve=True))
+    done = folder / "market.json"
+    mark = folder / ".settings"
+    if done.is_file() and mark.is_file() and mark.read_text() == repr(wanted):
+        return
+    with progress("generate the job market") as tell:
+        generate(wanted, folder, tell)
+    mark.write_text(repr(wanted))
+
+
+def datamodule(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
+    """Training batches and validation tasks."""
+    validate = () if config.get("refit") else (config.data.select,) if "select" in config.data else ("valid",)
+    return RetrievalData(dataset, batch_size=config.batch_size, seed=config.seed, validate=validate)
+
+
+def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | None = None) -> Retrieval:
+    """The untrained LightningModule of a config."""
+    users, items = dataset.featurizer("user"), dataset.featurizer("item")
+    model = hydra.utils.instantiate(config.model)(users.infos, items.infos, (), len(dataset.schema.actions))
+    posted, expires = dataset.item_times()
+    tables = TrainingData(
+        FeatureTable(dataset.encoded("user"), len(dataset.users)),
+        FeatureTable(dataset.encoded("item"), len(dataset.items)),
+        dataset.events("item"),
+        total_steps,
+        posted,
+        expires,
+    )
+    return Retrieval(
+        model,
+        tables,
+        sampler=hydra.utils.instantiate(config.negatives),
+        loss=hydra.utils.instantiate(config.loss),
+        optimiser=hydra.utils.instantiate(config.optimiser),
+        correct_positive=config.correct_positive,
+        ks=tuple(config.ks),
+        seed=config.seed,
+    )
+
+
+def monitor(config: DictConfig) -> str:
+    """The validation metric that selects checkpoints and that sweeps optimise."""
+    return f"{config.data.get('select', 'valid')}/{config.metric}"

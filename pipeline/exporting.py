@@ -1,0 +1,154 @@
+"""From a run to a bundle: embed, index, measure, write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+import numpy as np
+import pyarrow as pa
+from omegaconf import DictConfig
+
+from data.prepared import HistoryLog, PreparedDataset
+from data.tasks import build_task
+from pipeline import build
+from pipeline.console import progress, say
+from pipeline.evaluating import load
+from pipeline.runs import Run
+from towers.errors import ConfigError
+from towers.features import Featurizer, Ragged
+from towers.features import columns as c
+from towers.index import embed
+from towers.index.bundle import BundleContents, write_bundle
+from towers.index.golden import Golden
+from towers.index.recall import check_recall, measure_index
+from towers.index.recipes import IndexRecipe, build_index
+from towers.index.requests import KnownUsers
+from towers.index.search import VectorSearch
+from towers.index.similarity import Similarity
+from towers.index.towers_onnx import export_item_tower, export_user_tower
+from towers.model.embedder import Embedder
+
+GOLDEN = 8
+
+
+def export(config: DictConfig) -> Path:
+    """Write the bundle of ``config.run``; return its path.
+
+    Raises:
+        ConfigError: the index loses more than ``index.min_recall`` allows.
+    """
+    run = Run.open(config.run)
+    trained = run.config
+    dataset = build.ensure_prepared(trained)
+    target = Path(config.bundle or run.folder / "bundle")
+    if target.exists():
+        raise ConfigError(f"{target} exists already; remove it, or set bundle=PATH to another place")
+    recipe: IndexRecipe = hydra.utils.instantiate(config.index)
+    with progress("export") as tell:
+        tell("loading the model", 0.0)
+        module = load(run, dataset)
+        embedder = module.embedder()
+        tell("embedding the catalogue", 0.1)
+        embeddings = embed.item_embeddings(embedder)
+        similarity = Similarity(**module.model.similarity.to_manifest())
+        tell(f"building the {recipe.kind} index of {len(embeddings):,} items", 0.3)
+        index = build_index(embeddings, recipe, similarity)
+        resolved = recipe.resolve(*embeddings.shape)
+        tell("measuring it against exact search", 0.5)
+        search = VectorSearch(index, embeddings, resolved)
+        measured = measure_index(search, held_out_queries(dataset, embedder, trained.data.get("select", "valid")))
+        check_recall(resolved, measured[f"index/recall@{resolved.recall_at}"])
+        tell("exporting the towers", 0.7)
+        known = known_users(dataset)
+        start, end = dataset.info["time_us"] or (None, None)
+        contents = BundleContents(
+            schema=dataset.schema,
+            users=dataset.featurizer("user"),
+            items=dataset.featurizer("item"),
+            context=Featurizer([]),
+            similarity=similarity,
+            item_ids=dataset.ids("item"),
+            attributes=attributes(dataset),
+            embeddings=embeddings,
+            index=index,
+            recipe=recipe,
+            user_tower=export_user_tower(module.model),
+            item_tower=export_item_tower(module.model),
+            golden=golden(dataset, embedder, end),
+            history_inputs=embed.history_table(embedder),
+            known_users=known,
+            data_start=start,
+            data_end=end,
+            provenance={
+                "run": str(run.folder),
+                "refitted": dataset.refit,
+                "dataset": dataset.name,
+                **_provenance(run),
+            },
+            measured=measured,
+        )
+        tell("writing, hashing and replaying the bundle", 0.85)
+        write_bundle(contents, target)
+        tell("done", 1.0)
+    for name, value in measured.items():
+        say(f"  {name} {value:,.4g}")
+    return target
+
+
+def attributes(dataset: PreparedDataset) -> pa.Table:
+    """Filter and display columns of the items, with posted and expires."""
+    raw = dataset.raw("item")
+    names = [n for n in dataset.info["attributes"]["items"] if n in raw.column_names]
+    table = raw.select(names)
+    for name in (c.POSTED, c.EXPIRES):
+        if name in dataset.items.column_names and name not in names:
+            table = table.append_column(name, dataset.items[name])
+    return table
+
+
+def known_users(dataset: PreparedDataset) -> KnownUsers:
+    """All users: features, whole histories, and what they took, which is not recommended again."""
+    h: HistoryLog = dataset.history
+    values = h.item.astype(np.int64)
+    lists = Ragged(h.offsets, values)
+    times = h.time if dataset.schema.clock == "time" else None
+    return KnownUsers(dataset.ids("user"), dataset.encoded("user"), lists, h.action.astype(np.int64), times, lists)
+
+
+def held_out_queries(dataset: PreparedDataset, embedder: Embedder, select: str, most: int = 2_000) -> Any:
+    """``[Q, D]`` user vectors that the model was not trained to hit: those of the selecting task, or of a test."""
+    name = select if select in dataset.info["tasks"] else next(iter(dataset.info["tasks"]))
+    task = build_task(dataset, name, history_length=dataset.schema.history_length)
+    vectors = embed.query_embeddings(embedder, task.batches)
+    rows = np.random.default_rng(0).permutation(len(vectors))[:most]
+    return vectors[np.sort(rows)]
+
+
+def golden(dataset: PreparedDataset, embedder: Embedder, at: int | None) -> list[Golden]:
+    """Some known users with the vectors that the trained model gives them at the end of the data."""
+    from data.batches import Collator
+    from data.prepared import Examples
+
+    n = len(dataset.users)
+    rows = np.unique(np.linspace(0, n - 1, GOLDEN).astype(np.int32))
+    h = dataset.history
+    blank = Examples(
+        rows,
+        np.full(len(rows), -1, np.int32),
+        None if at is None else np.full(len(rows), at, np.int64),
+        np.zeros(len(rows), np.float32),
+        np.zeros(len(rows), np.int8),
+        h.offsets[rows + 1],
+    )
+    collate = Collator(h, dataset.schema.clock, dataset.schema.history_length, training=False)
+    vectors = embed.query_embeddings(embedder, [collate(blank)])
+    ids = dataset.ids("user").take(rows).to_pylist()
+    return [Golden(user, vector, at) for user, vector in zip(ids, vectors, strict=True)]
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    import json
+
+    return dict(json.loads((run.folder / "provenance.json").read_text()))

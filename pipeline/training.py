@@ -1,0 +1,175 @@
+"""Training a run: fit, keep the best checkpoint, evaluate it, write what came out."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+
+from data.module import RetrievalData
+from pipeline import build
+from pipeline.console import say
+from pipeline.evaluating import evaluate_run
+from pipeline.runs import Run
+from towers.errors import ConfigError
+from towers.model.callbacks import ProgressBar, StopOnNonFiniteLoss, Throughput
+
+# Lightning's advice on DataLoader workers does not apply: batches are integer gathers from arrays in memory.
+_NOISE = (".*does not have many workers.*", ".*`IterableDataset` has `__len__` defined.*", ".*log_every_n_steps.*",
+          ".*Checkpoint directory .* exists and is not empty.*", ".*no logger configured.*",
+          ".*You have overridden `transfer_batch_to_device`.*", ".*isinstance\\(treespec, LeafSpec\\).*")  # fmt: skip
+
+
+def train(config: DictConfig, folder: Path) -> float | None:
+    """Train one run in ``folder``.
+
+    Args:
+        config: the composed config of ``configs/train.yaml``.
+        folder: the run folder; with ``resume`` the one to go on with.
+
+    Returns:
+        The best value of the validation metric; None for a refit, which has no validation.
+    """
+    if config.refit:
+        config = refit_config(config)
+    elif config.resume:
+        config = resumed_config(config)
+    run = Run(folder)
+    dataset = build.ensure_prepared(config)
+    run.begin(config, dataset.folder)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    _quiet()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    module_data = build.datamodule(config, dataset)
+    best, last = _checkpoints(config, run)
+    stop = _early_stopping(config)
+    trainer: pl.Trainer = hydra.utils.instantiate(
+        config.trainer,
+        default_root_dir=str(run.folder),
+        logger=_loggers(config, run),
+        callbacks=[
+            c for c in (ProgressBar(), Throughput(), StopOnNonFiniteLoss(), last, best, stop) if isinstance(c, Callback)
+        ],
+    )
+    epochs = config.schedule_epochs or trainer.max_epochs or 1
+    steps = _steps(module_data, trainer, int(epochs))
+    module = build.retrieval(config, dataset, steps)
+    say(_summary(module_data, module, run))
+    resume = run.checkpoints / "last.ckpt"
+    trainer.fit(module, module_data, ckpt_path=str(resume) if config.resume and resume.is_file() else None,
+                weights_only=False)  # fmt: skip
+    trainer.save_checkpoint(resume)
+    if trainer.interrupted:
+        raise ConfigError(f"interrupted; go on with: python train.py resume={run.folder}")
+    value = None if best is None or best.best_model_score is None else float(best.best_model_score)
+    outcome: dict[str, Any] = {
+        "name": config.name,
+        "refitted": bool(config.refit),
+        "monitor": build.monitor(config) if value is not None else None,
+        "best": value,
+        "best_epoch": _best_epoch(best) if value is not None else trainer.current_epoch,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+    }
+    if trainer.is_global_zero:
+        run.finish(outcome)
+        tasks = evaluation_tasks(config, dataset.info["tasks"])
+        outcome["metrics"] = evaluate_run(run, tasks, dataset=dataset)
+        run.finish(outcome)
+    return value
+
+
+def _quiet() -> None:
+    """Leave out what Lightning says about itself."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for pattern in _NOISE:
+        warnings.filterwarnings("ignore", pattern)
+
+
+def evaluation_tasks(config: DictConfig, known: dict[str, Any]) -> list[str]:
+    """The tasks ranked at the end: ``evaluate``, or the selecting one, or all that a refit still has."""
+    if config.evaluate is not None:
+        return list(known) if config.evaluate == "all" else [t for t in config.evaluate if t in known]
+    return list(known) if config.refit else [config.data.get("select", "valid")]
+
+
+def refit_config(config: DictConfig) -> DictConfig:
+    """The settings of the run named by ``refit``, for the number of epochs that it chose, on train + validation."""
+    chosen = Run.open(config.refit)
+    metrics = chosen.metrics
+    if not metrics:
+        raise ConfigError(f"{chosen.folder} has not finished; refit=RUN needs a finished run")
+    if metrics["refitted"]:
+        raise ConfigError(f"{chosen.folder} is a refit itself; give the run that chose the settings")
+    out = chosen.config
+    with open_dict(out):
+        out.refit, out.resume = str(chosen.folder), None
+        out.schedule_epochs = out.schedule_epochs or out.trainer.max_epochs
+        out.trainer.max_epochs = metrics["best_epoch"]
+        out.trainer.min_epochs = None
+        for key in ("shared", "var", "runs", "threads", "memory", "evaluate"):
+            out[key] = config[key]
+        out.seed = config.seed
+    return out
+
+
+def resumed_config(config: DictConfig) -> DictConfig:
+    """The settings of the run that is resumed; more epochs may be asked for."""
+    out = Run.open(config.resume).config
+    with open_dict(out):
+        out.resume = config.resume
+    return out
+
+
+def _checkpoints(config: DictConfig, run: Run) -> tuple[ModelCheckpoint | None, ModelCheckpoint]:
+    best = None
+    common: dict[str, Any] = {"dirpath": str(run.checkpoints), "enable_version_counter": False}
+    if not config.refit:
+        best = ModelCheckpoint(
+            filename="best", monitor=build.monitor(config), mode="max", save_top_k=1, auto_insert_metric_name=False, **common
+        )  # fmt: skip
+    last = ModelCheckpoint(filename="last", every_n_train_steps=config.checkpoint_every, **common)
+    return best, last
+
+
+def _early_stopping(config: DictConfig) -> EarlyStopping | None:
+    if config.refit or config.patience is None:
+        return None
+    return EarlyStopping(monitor=build.monitor(config), mode="max", patience=config.patience)
+
+
+def _best_epoch(best: ModelCheckpoint | None) -> int:
+    """Epochs trained when the best checkpoint was written."""
+    assert best is not None
+    return int(torch.load(best.best_model_path, weights_only=False, map_location="cpu")["epoch"]) + 1
+
+
+def _loggers(config: DictConfig, run: Run) -> Any:
+    if not config.get("logger"):
+        return False
+    logger = hydra.utils.instantiate(config.logger, save_dir=str(run.folder))
+    logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+    return logger
+
+
+def _steps(data: RetrievalData, trainer: pl.Trainer, epochs: int) -> int:
+    """Optimiser steps of the whole schedule, from our own count: asking the trainer would disturb a resume."""
+    return epochs * math.ceil(data.batches_per_epoch(trainer.world_size) / trainer.accumulate_grad_batches)
+
+
+def _summary(data: RetrievalData, module: torch.nn.Module, run: Run) -> str:
+    weights = sum(p.numel() for p in module.parameters())
+    counts = data.dataset.info["counts"]
+    return (
+        f"training on {len(data.examples):,} examples of {counts['users']:,} users and {counts['items']:,} items; "
+        f"{weights:,} weights; {data.batches_per_epoch():,} batches an epoch; run {run.folder}"
+    )

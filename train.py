@@ -1,0 +1,34 @@
+"""Prepared dataset → trained run: ``python train.py experiment=NAME`` writes ``runs/NAME/DATE``."""
+
+from datetime import datetime
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline.console import user_errors
+from pipeline.runs import Run
+from pipeline.training import train
+
+
+def run_folder(resume: str | None, runs: str, name: str, refit: str | None) -> str:
+    """The folder of a new run, or the one to go on with."""
+    if resume:
+        return str(Path(resume).resolve())
+    parent = Run.open(refit).folder.parent if refit else Path(runs) / name
+    return str(parent / (datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + ("-refit" if refit else "")))
+
+
+OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True)
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+@user_errors
+def main(config: DictConfig) -> float | None:
+    """Train, evaluate, and return the metric that a sweep optimises."""
+    return train(config, Path(HydraConfig.get().runtime.output_dir))
+
+
+if __name__ == "__main__":
+    main()
