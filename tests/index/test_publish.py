@@ -12,76 +12,86 @@ import pytest
 from towers.errors import ConfigError
 from towers.index.publish import published
 
-# Each child kills itself at a chosen system call of the export, the rename and the calls around it included.
+# Each child kills itself before or after the n-th call of one of the functions that an export goes through; the
+# last one is left alive. Forked from one process, since importing the libraries takes longer than an export.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+import numpy as np, pyarrow.parquet as pq
 from tests.index.small_market import Market
 from towers.index.bundle import write_bundle
+from towers.index.faiss_setup import faiss
+from towers.index.retriever import Retriever
 
-folder, contents = Path(sys.argv[1]), Market().contents()
-moments = 0
+target, contents = Path(sys.argv[1]) / "target", Market().contents()
 
 
-def counted(f, limit):
+def deadly(f, n, before):
     def call(*args, **kwargs):
-        step()
-        out = f(*args, **kwargs)
-        step()
-        return out
-
-    def step():
-        global moments
-        moments += 1
-        if moments == limit:
+        nonlocal n
+        n -= 1
+        if n == 0 and before:
             os.kill(os.getpid(), signal.SIGKILL)
-
+        out = f(*args, **kwargs)
+        if n == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return out
     return call
 
 
-def export(limit):
-    for name in ("open", "fsync", "rename", "mkdir"):
-        setattr(os, name, counted(getattr(os, name), limit))
-    write_bundle(contents, folder / "target")
-
-
-limit, survived = 0, False
-while not survived:
-    limit += 3
+def child(f):
     pid = os.fork()
     if pid == 0:
-        export(limit)
+        f()
         os._exit(0)
-    survived = os.waitpid(pid, 0)[1] == 0
-    print(limit, survived, os.path.lexists(folder / "target"), len(list(folder.iterdir())), flush=True)
-    if os.path.lexists(folder / "target") and not survived:
-        from towers.index.retriever import Retriever
-        child = os.fork()
-        if child == 0:
-            Retriever.open(folder / "target")
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0
-        os.rename(folder / "target", folder.parent / f"complete{limit}")
+    return os.waitpid(pid, 0)[1]
+
+
+def export(module, name, n, before):
+    setattr(module, name, deadly(getattr(module, name), n, before))
+    write_bundle(contents, target)
+
+
+moments = [
+    (os, "mkdir", 1), (os, "mkdir", 4), (os, "open", 2), (np, "save", 1), (np, "save", 5), (pq, "write_table", 2),
+    (faiss, "write_index", 1), (Retriever, "open", 1), (os, "fsync", 1), (os, "fsync", 12), (os, "rename", 1),
+]
+for moment in moments:
+    for before in (True, False):
+        assert child(lambda: export(*moment, before)) == signal.SIGKILL
+        visible = os.path.lexists(target)
+        print(moment[1], before, "visible" if visible else "hidden", flush=True)
+        if visible:
+            assert child(lambda: Retriever.open(target)) == 0
+            os.rename(target, Path(sys.argv[2]))
+assert child(lambda: write_bundle(contents, target)) == 0
 """
 
 
 def test_an_export_killed_anywhere_is_invisible_or_complete(tmp_path: Path) -> None:
     (tmp_path / "bundles").mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "bundles")], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", KILLED, str(tmp_path / "bundles"), str(tmp_path / "complete")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
-    rounds = [line.split() for line in done.stdout.splitlines()]
-    assert len(rounds) > 10
-    assert rounds[-1][1:] == ["True", "True", "1"]  # the last one lived, and cleaned up after all the others
-    assert all(int(count) <= 2 for *_, count in rounds)
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.endswith("visible")] == ["rename False visible"]
+    assert len(lines) == 22
+    # The last export lived, and cleaned up after all the others.
+    assert [p.name for p in (tmp_path / "bundles").iterdir()] == ["target"]
 
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), published(tmp_path / "x") as folder:
-        (folder / "a").write_text("a")
-        raise RuntimeError
+    def fail() -> None:
+        with published(tmp_path / "x") as folder:
+            (folder / "a").write_text("a")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -79,7 +79,7 @@ class VectorSearch:
         if exact or few or not passing:
             rows = None if allowed is None or passing == n else np.flatnonzero(allowed)
             return _keep(self.exact(queries, wanted, rows), k, n, None, exclude)
-        found = _keep(self.approximate(queries, fetch, widen=n / passing), k, n, allowed, exclude)
+        found = _keep(self.approximate(queries, fetch), k, n, allowed, exclude)
         short = self._short(found[0], k, allowed, passing, exclude)
         if len(short):
             again = self.search(queries[short], k, allowed=allowed, exclude=_take(exclude, short), exact=True)
@@ -103,21 +103,22 @@ class VectorSearch:
             best = _best(np.hstack([best[0], block[found]]), np.hstack([best[1], scores]), k)
         return best
 
-    def approximate(self, queries: NDArray[np.float32], k: int, widen: float = 1.0) -> Found:
+    def approximate(self, queries: NDArray[np.float32], k: int) -> Found:
         """What the index finds, ``[Q, k]``; possibly fewer than ``k``, filled up with ``-1``.
 
         Args:
             queries: ``[Q, D]`` float32, contiguous.
-            k: results wanted, at most ``N``.
-            widen: look into that many times more of the index than the recipe says: for a deep ``k``.
+            k: results wanted, at most ``N``. The recipe's settings are good for ``recall_at`` results; a deeper
+                search looks into proportionally more of the index.
         """
         recipe = self.recipe
+        widen = k / recipe.recall_at
         params: Any = None
         if widen > 1 and recipe.kind.startswith("ivf"):
             nprobe = min(recipe.nlist, math.ceil(recipe.nprobe * widen))
             params = _faiss.SearchParametersIVF(nprobe=nprobe)
-        elif recipe.kind == "hnsw" and k * 2 > recipe.ef_search:
-            params = _faiss.SearchParametersHNSW(efSearch=2 * k)
+        elif widen > 1 and recipe.kind == "hnsw":
+            params = _faiss.SearchParametersHNSW(efSearch=math.ceil(recipe.ef_search * widen))
         if recipe.kind != "ivf_pq":
             scores, rows = self.index.search(queries, k, params=params)
             scores[rows < 0] = -np.inf  # FAISS fills up with the lowest float
