@@ -58,7 +58,7 @@ def trainer(folder: Path, **changes: Any) -> pl.Trainer:
 def fit(module: Retrieval, folder: Path, batches: Batches, tasks: Batches | None = None, **changes: Any) -> pl.Trainer:
     resume = changes.pop("resume", None)
     t = trainer(folder, **{"limit_val_batches": 1.0 if tasks else 0, **changes})
-    t.fit(module, batches, tasks, ckpt_path=resume, weights_only=True if resume else None)
+    t.fit(module, batches, tasks or Batches([]), ckpt_path=resume, weights_only=True if resume else None)
     return t
 
 
@@ -167,9 +167,10 @@ def plain(user: list[int], item: list[int], known: list[list[int]] | None = None
     lists = known or [[] for _ in user]
     offsets = np.concatenate([[0], np.cumsum([len(x) for x in lists])])
     none = np.empty((b, 0), np.int64)
+    values = np.array([x for one in lists for x in one], np.int64)
     return Batch(
         user=np.array(user), item=np.array(item), weight=np.ones(b, np.float32), history=none, history_action=none,
-        history_age=none.astype(np.float32), known=Ragged(offsets, np.array([x for one in lists for x in one], np.int64)), **changes,
+        history_age=none.astype(np.float32), known=Ragged(offsets, values), **changes,
     ).map(torch.as_tensor)  # fmt: skip
 
 

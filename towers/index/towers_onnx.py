@@ -139,7 +139,7 @@ def _export(graph: _Graph, model: TwoTower) -> bytes:
 
 
 def _with_all_inputs(file: bytes, example: Arrays) -> bytes:
-    """Declare the inputs that a graph does not read (a mean does not look at ages), so that all models are fed alike."""
+    """Declare the inputs that a graph does not read (a mean ignores ages), so that all models are fed alike."""
     model = onnx.load_from_string(file)
     declared = {i.name for i in model.graph.input}
     for name, array in example.items():
