@@ -32,10 +32,11 @@ def deadly(f, n, before):
         n -= 1
         if n == 0 and before:
             os.kill(os.getpid(), signal.SIGKILL)
-        out = f(*args, **kwargs)
-        if n == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return out
+        try:
+            return f(*args, **kwargs)
+        finally:
+            if n == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
     return call
 
 
@@ -53,7 +54,7 @@ def export(module, name, n, before):
 
 
 moments = [
-    (os, "mkdir", 1), (os, "mkdir", 4), (os, "open", 2), (np, "save", 1), (np, "save", 5), (pq, "write_table", 2),
+    (os, "mkdir", 2), (os, "mkdir", 4), (os, "open", 2), (np, "save", 1), (np, "save", 5), (pq, "write_table", 2),
     (faiss, "write_index", 1), (Retriever, "open", 1), (os, "fsync", 1), (os, "fsync", 12), (os, "rename", 1),
 ]
 for moment in moments:
