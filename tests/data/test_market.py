@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -209,6 +210,30 @@ def test_activity_differs_by_orders_of_magnitude(market: Market) -> None:
     assert (shown <= 10).sum() > 50  # at most one page
 
 
+def test_propensities_of_a_market_small_enough_to_work_out_by_hand() -> None:
+    """Three jobs in two cells: affinity · weight is 1·1, 1·2 and 0.5·4; the first job is posted later."""
+    truth = Truth(
+        member_id=np.array(["m"]),
+        job_id=np.array([10, 11, 12]),
+        group=np.array([0]),
+        cell=np.array([0, 0, 1]),
+        affinity=np.array([[1.0, 0.5]]),
+        weight=np.array([1, 2, 4]),
+        posted=np.array([100, 0, 0]),
+        expires=np.array([200, 200, 200]),
+        member=np.ones((1, 1), np.float32),
+        job=np.array([[0.0], [1.0], [-1.0]], np.float32),
+        bias=np.array(0.0),
+    )
+    jobs, group = np.arange(3), np.zeros(3, np.int64)
+    for time, expected in ((99, [0, 0.5, 0.5]), (100, [0.2, 0.4, 0.4]), (199, [0.2, 0.4, 0.4])):
+        np.testing.assert_allclose(truth.propensity(group, jobs, np.full(3, time)), expected)
+        drawn = truth.draw(np.random.default_rng(0), np.zeros(30_000, np.int64), np.full(30_000, time))
+        np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 30_000, expected, atol=0.012)  # 4 deviations
+    np.testing.assert_array_equal(truth.propensity(group, jobs, np.full(3, 200)), [0, 0, 0])
+    np.testing.assert_allclose(truth.view_probability(group, jobs), [0.5, 0.7311, 0.2689], atol=1e-4)
+
+
 def brute_propensity(truth: Truth, member: int, time: int) -> np.ndarray:
     """[J] the formula of the module's docstring, job by job."""
     chance = np.zeros(len(truth.job_id))
@@ -250,7 +275,7 @@ def test_impressions_are_opened_as_often_as_planted(market: Market) -> None:
     opened = np.isin(once, market.pair[market.action == "view"])
     planted = market.truth.view_probability(market.member[shown][at], market.job[shown][at])
     edges = [0, 0.01, 0.03, 0.1, 0.3, 0.6, 1]
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         bin_ = (planted >= low) & (planted < high)
         spread = np.sqrt((planted[bin_] * (1 - planted[bin_])).sum())
         assert bin_.sum() > 100
