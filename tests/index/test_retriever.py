@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.index.small_market import END, HOUR, Market
+from tests.index.small_market import END, FIELDS, HOUR, Market
 from towers.errors import ConfigError, DataError
+from towers.features import Feature, Featurizer, Kind
 from towers.index import Attribute, Retriever
 from towers.index.bundle import write_bundle
+from towers.index.golden import Golden
+from towers.index.recipes import KINDS, IndexRecipe
+from towers.index.similarity import Similarity
 
 LATER = END + 10_000 * HOUR
 
@@ -195,7 +200,7 @@ def test_other_bad_arguments(retriever: Retriever, market: Market) -> None:
         retriever.recommend({}, 0)
     with pytest.raises(ConfigError, match=r"expected \[Q, 8\]"):
         retriever.search(np.zeros((1, 9), np.float32))
-    with pytest.raises(DataError, match="NaN"):
+    with pytest.raises(ConfigError, match="not finite"):
         retriever.search(np.full(8, np.nan, np.float32))
     with pytest.raises(DataError, match="no item 5"):
         retriever.similar(5)
@@ -205,3 +210,47 @@ def test_other_bad_arguments(retriever: Retriever, market: Market) -> None:
         retriever.recommend([{}, {}], exclude=[[1]])
     with pytest.raises(ConfigError, match=r"no attribute 'city'.*place, salary"):
         retriever.recommend({}, filter='city == "Berlin"')
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_index_is_written_opened_and_asked(kind: str, tmp_path: Path) -> None:
+    market = Market(300)
+    recipe = IndexRecipe(kind, nlist=4 if kind.startswith("ivf") else 0)
+    retriever = Retriever.open(write_bundle(market.contents(recipe), tmp_path / kind))
+    assert retriever.bundle.manifest["index"]["kind"] == kind
+    want = brute(market, market.vector("law", [], []), 20, lambda r: market.live(r, END) and r % 4 == 1)[0]
+    got = retriever.recommend({"field": "law"}, 20, filter="place == 'Paris'", at=END).ids.tolist()
+    assert got == want
+    ids, scores = retriever.recommend([11, -5, 30], 10, at=END)
+    assert np.isfinite(scores).all()
+    assert all(market.live(market.ids.index(i), END) for i in ids.ravel())
+
+
+def test_cosine_bundles_know_their_vectors(tmp_path: Path) -> None:
+    market = Market()
+
+    def unit(x: np.ndarray) -> np.ndarray:
+        return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+    market.embeddings, market.fields, market.mix = unit(market.embeddings), unit(market.fields), market.mix * 0
+    cosine = {
+        "similarity": Similarity("cosine", 0.05),
+        "golden": [Golden({"field": "law"}, market.vector("law", [], []))],
+    }
+    retriever = Retriever.open(write_bundle(market.contents(**cosine), tmp_path / "cosine"))
+    assert retriever.bundle.similarity == Similarity("cosine", 0.05)
+    assert abs(retriever.recommend({"field": "law"}, 60).scores).max() <= 1 + 1e-6
+    with pytest.raises(ConfigError, match="norm"):
+        retriever.search(2 * market.fields[0])
+
+
+def test_an_id_feature_reads_its_column_in_a_request(tmp_path: Path) -> None:
+    market = Market()
+    declared = (Feature("member", Kind.ID), *market.schema.users)
+    table = pa.table({"user": market.user_ids, "field": FIELDS})
+    market.schema = replace(market.schema, users=declared)
+    market.users = Featurizer.fit(declared, table, np.ones(3, np.int64), id_column="user")
+    market.known = replace(market.known, features=market.users.encode(table))
+    retriever = Retriever.open(write_bundle(market.contents(), tmp_path / "ids"))
+    raw = {"user": 11, "field": "law"}
+    np.testing.assert_allclose(retriever.vector(raw), market.vector("law", [], []), rtol=1e-6)

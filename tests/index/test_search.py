@@ -215,7 +215,7 @@ def test_measured_recall_is_recall(searches: dict[str, VectorSearch]) -> None:
         by_id = np.mean([len(set(a) & set(b)) / 100 for a, b in zip(found.tolist(), truth.tolist(), strict=True)])
         assert measured["index/recall@100"] == pytest.approx(by_id, abs=1e-3)
         assert (measured["index/recall@100"] == 1.0) == (kind == "flat")
-        assert measured["index/bytes_per_item"] > (4 if kind == "ivf_pq" else 64)
+        assert measured["index/search_p99_ms"] >= measured["index/search_p50_ms"] > 0
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,6 @@ from towers.index.search import VectorSearch
 from towers.index.similarity import Similarity
 from towers.index.towers_runtime import Tower
 
-TIME = pa.timestamp("us", tz="UTC")
-
 
 @dataclass(frozen=True)
 class BundleContents:
@@ -61,7 +59,7 @@ class BundleContents:
         history_inputs: ``[N, H]`` float32, what items contribute to a history, or None.
         known_users: users that can be asked for by id, or None.
         data_start: first moment of the data, microseconds UTC, or None.
-        data_end: moment of the export, so to speak: the end of the data, or None.
+        data_end: end of the data, or None; the ``at="export"`` of requests.
         provenance: run, git commit, dataset hash …: whatever JSON can hold.
         measured: numbers by name with their unit (``index/recall@100``, ``index/search_p99_ms``).
     """
@@ -103,7 +101,7 @@ class BundleContents:
         for name in (c.POSTED, c.EXPIRES):
             if name in self.attributes.column_names:
                 kind = self.attributes.schema.field(name).type
-                _require(kind == TIME, f"attribute {name!r} is {kind}; expected {TIME}. Cast it")
+                _require(kind == layout.MOMENT, f"attribute {name!r} is {kind}; expected {layout.MOMENT}. Cast it")
         _require(
             (self.index.ntotal, self.index.d, self.index.metric_type) == (*shape, faiss.METRIC_INNER_PRODUCT),
             f"the index holds {self.index.ntotal} vectors of {self.index.d} dimensions, metric "
@@ -116,6 +114,7 @@ class BundleContents:
             f"history inputs must be float32 [{n}, H]",
         )
         _require(bool(self.golden), "no golden queries; a bundle without them cannot be checked when it is opened")
+        self.similarity.check(np.stack([g.vector for g in self.golden]).astype(np.float32), "golden query vectors")
         if self.known_users is not None:
             _check_users(self.known_users, self, n)
 
@@ -156,7 +155,10 @@ def write_bundle(contents: BundleContents, target: Path) -> Path:
                 "python": platform.python_version(),
                 **{m.__name__: m.__version__ for m in (np, pa, faiss, onnxruntime)},
             },
-            "measured": {k: float(v) for k, v in contents.measured.items()},
+            "measured": {
+                **{k: float(v) for k, v in contents.measured.items()},
+                "index/bytes_per_item": (root / layout.INDEX).stat().st_size / n,
+            },
         }
         sizes = {p.relative_to(root).as_posix(): p.stat().st_size for p in sorted(root.rglob("*")) if p.is_file()}
         (root / layout.README).write_text(readme(Path(target).name, facts, sizes))
@@ -221,8 +223,10 @@ def _check_users(users: KnownUsers, contents: BundleContents, items: int) -> Non
     wanted = {i.name for i in contents.users.infos}
     _require(set(users.features) == wanted, f"known users have features {sorted(users.features)}, not {sorted(wanted)}")
     _require(all(len(a) == n for a in users.features.values()), f"user features must have {n} rows each")
-    total = len(users.histories.values)
+    total, codes = len(users.histories.values), len(contents.schema.actions)
     _require(len(users.actions) == total, f"{len(users.actions)} history actions for {total} events")
+    fits = not total or (users.actions.min() >= 0 and users.actions.max() < codes)
+    _require(bool(fits), f"history actions of known users must be codes of the schema, 0…{codes - 1}")
     _require(users.times is None or len(users.times) == total, f"history times must be {total}, as the events are")
     for what, lists in {"histories": users.histories, "exclusions": users.exclusions}.items():
         check_lists(lists, n, items, what)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from towers.errors import BundleError
@@ -21,6 +22,9 @@ USER_IDS = "users/ids.parquet"
 USER_LISTS = "users/history_offsets.npy", "users/history_items.npy"
 USER_ACTIONS, USER_TIMES = "users/history_actions.npy", "users/history_times.npy"
 USER_EXCLUSIONS = "users/exclusion_offsets.npy", "users/exclusion_items.npy"
+
+
+MOMENT = pa.timestamp("us", tz="UTC")  # type of the attributes `posted` and `expires`
 
 
 def user_feature(name: str) -> str:

@@ -86,6 +86,9 @@ def open_bundle(root: Path, *, verify: bool = True, threads: int | None = None) 
         attributes = pq.read_table(root / layout.ATTRIBUTES)
         if attributes.num_rows != n:
             raise ValueError(f"{attributes.num_rows} rows for {n} items")
+        for column in {c.POSTED, c.EXPIRES} & set(attributes.column_names):
+            if attributes.schema.field(column).type != layout.MOMENT:
+                raise ValueError(f"{column} is {attributes.schema.field(column).type}; expected {layout.MOMENT}")
     embeddings = layout.load_array(root, layout.EMBEDDINGS, np.float32, (n, dim))
     width = manifest["counts"]["history_dim"]
     inputs = layout.load_array(root, layout.HISTORY_INPUTS, np.float32, (n, width)) if width else None

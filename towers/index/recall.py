@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from towers.errors import ConfigError
-from towers.index.faiss_setup import faiss
 from towers.index.recipes import IndexRecipe
 from towers.index.search import VectorSearch
 
@@ -31,7 +30,7 @@ def recall_at(scores: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
 
 
 def measure_index(search: VectorSearch, queries: NDArray[np.float32], *, singles: int = 200) -> dict[str, float]:
-    """Recall, time and size of an index.
+    """Recall and speed of an index.
 
     Args:
         search: the index with its embeddings.
@@ -40,7 +39,7 @@ def measure_index(search: VectorSearch, queries: NDArray[np.float32], *, singles
 
     Returns:
         ``index/recall@K`` against exact search, ``index/search_p50_ms`` and ``…p99_ms`` of single
-        queries, ``index/exact_p50_ms``, ``index/batch_queries_per_s``, ``index/bytes_per_item``.
+        queries, ``index/exact_p50_ms``, ``index/batch_queries_per_s``.
     """
     if not len(queries):
         raise ConfigError("no query vectors to measure the index with; the held-out split has no users")
@@ -59,7 +58,6 @@ def measure_index(search: VectorSearch, queries: NDArray[np.float32], *, singles
         "index/search_p99_ms": float(np.percentile(ours, 99)),
         "index/exact_p50_ms": float(np.percentile(brute, 50)),
         "index/batch_queries_per_s": len(queries) / max(batch, 1e-9),
-        "index/bytes_per_item": len(faiss.serialize_index(search.index)) / len(search.embeddings),
     }
 
 

@@ -156,12 +156,16 @@ class Retriever:
             filter: as in ``recommend``.
             at: as in ``recommend``.
             exact: score every eligible item instead of asking the index.
+
+        Raises:
+            ConfigError: vectors that are not of the model's space: another dimension, not finite, or, where the
+                similarity is cosine, not of norm 1.
         """
         queries = np.asarray(vectors, np.float32)
         one = queries.ndim == 1
         queries = queries[None] if one else queries
-        if not np.isfinite(queries).all():
-            raise DataError("query vectors with NaN or infinite entries", where="search")
+        if queries.ndim == 2:
+            self._bundle.similarity.check(queries, "query vectors")
         allowed = self._allowed(filter, self._moment(at))
         mine = None if exclude is None else self._lists(exclude, len(queries), one)
         found = self._bundle.search.search(queries, k, allowed=allowed, exclude=mine, exact=exact)

@@ -44,11 +44,11 @@ class Similarity:
         squares = np.einsum("nd,nd->n", vectors, vectors)
         if not np.isfinite(squares).all():
             row = int(np.flatnonzero(~np.isfinite(squares))[0])
-            raise ConfigError(f"{what}: row {row} is not finite; the training diverged, use an earlier checkpoint")
+            raise ConfigError(f"{what}: row {row} is not finite; if a tower gave it, the training diverged")
         off = np.abs(np.sqrt(squares) - 1) > _UNIT
         if self.kind == "cosine" and off.any():
             row = int(np.flatnonzero(off)[0])
             raise ConfigError(
                 f"{what}: row {row} has norm {float(np.sqrt(squares[row])):.4f}; similarity is cosine, so every norm "
-                "must be 1. Normalise in the tower, or export with similarity dot if that is what was trained"
+                "must be 1. Normalise as the model does, or use similarity dot if that is what was trained"
             )

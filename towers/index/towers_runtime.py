@@ -59,11 +59,6 @@ class Tower:
         if "embedding" not in self.outputs:
             raise BundleError(f"{self.name}: no output 'embedding'; there are {sorted(self.outputs)}")
 
-    @property
-    def has_history(self) -> bool:
-        """Whether the graph reads a history."""
-        return any(name.startswith("history.") for name in self.inputs)
-
     def run(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
         """All outputs by name. What the graph does not read is left out.
 
