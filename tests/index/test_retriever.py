@@ -249,7 +249,8 @@ def test_an_id_feature_reads_its_column_in_a_request(tmp_path: Path) -> None:
     declared = (Feature("member", Kind.ID), *market.schema.users)
     table = pa.table({"user": market.user_ids, "field": FIELDS})
     market.schema = replace(market.schema, users=declared)
-    market.users = Featurizer.fit(declared, table, np.ones(3, np.int64), id_column="user")
+    Featurizer.fit(declared, table, np.ones(3, np.int64), id_column="user").save(tmp_path, "user")
+    market.users = Featurizer.load(tmp_path, "user", declared)  # as an export gets it
     market.known = replace(market.known, features=market.users.encode(table))
     retriever = Retriever.open(write_bundle(market.contents(), tmp_path / "ids"))
     raw = {"user": 11, "field": "law"}

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,8 @@ class Featurizer:
         folder.mkdir(parents=True, exist_ok=True)
         out = {}
         for name, f in self._fitted.items():
-            out[name] = {"numbers": f.numbers, "vocabulary": f.vocabulary is not None}
+            columns = list(f.feature.columns)  # an id feature learnt its column when it was fitted
+            out[name] = {"columns": columns, "numbers": f.numbers, "vocabulary": f.vocabulary is not None}
             if f.vocabulary is not None:
                 f.vocabulary.save(folder / f"{side}.{name}.parquet")
         (folder / f"{side}.json").write_text(json.dumps(out, indent=1, sort_keys=True))
@@ -155,6 +156,7 @@ class Featurizer:
         fitted = []
         for f in features:
             vocabulary = Vocabulary.load(folder / f"{side}.{f.name}.parquet") if state[f.name]["vocabulary"] else None
+            f = replace(f, columns=tuple(state[f.name].get("columns", f.columns)))
             fitted.append(_Fitted(f, vocabulary, state[f.name]["numbers"]))
         return cls(fitted)
 
