@@ -9,7 +9,7 @@ How an event comes about::
       ▼
     impression ──────────────▶   VIEW, unless m has opened j before:
                                    P(view | shown) = sigmoid(bias + U_m · V_j)
-                                     └──▶ SAVE and APPLICATION, each with sigmoid(its bias + U_m · V_j),
+                                     └──▶ SAVE and APPLICATION, each with sigmoid(its own bias + bias + U_m · V_j),
                                           seconds to hours later, before the job expires
 
 Who is shown what: ``affinity`` is (closeness of the fields) · (closeness of the places), never 0, so
