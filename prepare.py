@@ -17,7 +17,7 @@ def main(config: DictConfig) -> None:
         f"{counts['users']:,} users, {counts['items']:,} items")  # fmt: skip
     say("positives: " + ", ".join(f"{name} {n:,}" for name, n in counts["positives"].items()))
     for fault, n in rejected.items():
-        say(f"set aside: {n:,} × {fault}")
+        say(f"set aside: {n:,} rows, {fault}")
     out.print(dataset.folder, markup=False)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +50,11 @@ def ensure_generated(config: DictConfig) -> None:
         return
     folder = Path(config.data.source)
     wanted = MarketConfig(**OmegaConf.to_container(settings, resolve=True))
-    done = folder / "market.json"
-    mark = folder / ".settings"
-    if done.is_file() and mark.is_file() and mark.read_text() == repr(wanted):
+    record = folder / "market.json"
+    if record.is_file() and json.loads(record.read_text())["config"] == asdict(wanted):
         return
     with progress("generate the job market") as tell:
         generate(wanted, folder, tell)
-    mark.write_text(repr(wanted))
 
 
 def datamodule(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:

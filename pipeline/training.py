@@ -134,9 +134,7 @@ def _checkpoints(config: DictConfig, run: Run) -> tuple[ModelCheckpoint | None, 
     best = None
     common: dict[str, Any] = {"dirpath": str(run.checkpoints), "enable_version_counter": False}
     if not config.refit:
-        best = ModelCheckpoint(
-            filename="best", monitor=build.monitor(config), mode="max", save_top_k=1, auto_insert_metric_name=False, **common
-        )  # fmt: skip
+        best = ModelCheckpoint(filename="best", monitor=build.monitor(config), mode="max", **common)
     last = ModelCheckpoint(filename="last", every_n_train_steps=config.checkpoint_every, **common)
     return best, last
 

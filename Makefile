@@ -1,0 +1,59 @@
+# Every target sets up what it needs; none needs another to be run first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := runs/market/latest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench serving-check clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,dev]'
+	@touch $@
+
+setup: $(VENV)/installed ## the environment in .venv, under constraints.txt
+
+demo: $(VENV)/installed ## from raw logs to retrieved jobs, on the synthetic job market (8 minutes)
+	$(BIN)/python prepare.py data=market
+	$(BIN)/python train.py experiment=market
+	$(BIN)/python export.py run=$(RUN) index=flat bundle=$$(readlink -f $(RUN))/bundle
+	@echo; echo 'The best jobs for two members:'
+	$(BIN)/python query.py bundle=$(RUN)/bundle user=m0000007 k=5 at=export
+	$(BIN)/python query.py bundle=$(RUN)/bundle user=m0000042 k=5 at=export
+	@echo; echo 'For the second, only where a visa is sponsored and the salary is known to be at least 60,000:'
+	$(BIN)/python query.py bundle=$(RUN)/bundle user=m0000042 k=5 at=export filter='"sponsors_visa and salary >= 60000"'
+	@echo; echo 'Next, try:'
+	@echo '  $(BIN)/python query.py bundle=$(RUN)/bundle user="{field: nursing, history: [17, 99]}" at=export'
+	@echo '  $(BIN)/python train.py --help'
+	@echo '  $(BIN)/python train.py refit=$(RUN)'
+	@echo '  open $(RUN)/eval/test/report.html'
+
+test: $(VENV)/installed ## lint, types, tests (15 minutes)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 TOWERS_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/installed ## lint and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/installed ## all benchmarks; each ends with a line `name=… value=… goal=… holds=yes|no`
+	for b in preparation training evaluation retriever quality; do $(BIN)/python -m benchmarks.$$b || exit 1; done
+
+serving-check: $(VENV)/installed ## a bundle is served by `pip install .[cpu]` alone: no torch, no Lightning
+	$(PYTHON) -m venv $(VENV)-serving
+	$(VENV)-serving/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[cpu]'
+	$(VENV)-serving/bin/python -I tests/serving_check.py $(RUN)/bundle
+
+clean: ## remove prepared data and runs (not the environment)
+	rm -rf var runs

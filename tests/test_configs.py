@@ -1,0 +1,108 @@
+"""Every config composes; every experiment takes a step; every sweep's settings are settings that exist."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+import train as train_verb  # registers the run_folder resolver
+from data.spec import DatasetSpec
+from pipeline.build import dataset_spec
+from pipeline.training import train
+from towers.errors import DataError
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+SHARED = ROOT.parent / "shared"
+
+
+def names(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
+
+
+def composed(verb: str, *overrides: str) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(verb, list(overrides))
+
+
+@pytest.mark.parametrize("verb", ["prepare", "train", "eval", "export", "query"])
+def test_verbs_compose(verb: str) -> None:
+    assert composed(verb) is not None
+
+
+@pytest.mark.parametrize("name", names("data"))
+def test_data_configs_are_valid(name: str) -> None:
+    spec = dataset_spec(composed("prepare", f"data={name}"))
+    assert isinstance(spec, DatasetSpec)
+    assert spec.name == name
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [(g, n) for g in ("model", "negatives", "loss", "optimiser", "trainer", "logger") for n in names(g)],
+)
+def test_groups_compose_and_resolve(group: str, name: str) -> None:
+    OmegaConf.to_container(composed("train", f"{group}={name}"), resolve=True)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_the_first_line_is_the_command_that_uses_it(path: Path) -> None:
+    lines = [x for x in path.read_text().splitlines() if not x.startswith("# @package")]
+    assert lines[0].startswith(("# python ", "# What every verb knows")), lines[0]
+
+
+SMALL_MARKET = ["data.generate.users=300", "data.generate.jobs=200", "data.generate.impressions=20000"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names("experiment"))
+def test_experiments_take_a_step(name: str, tmp_path: Path) -> None:
+    overrides = [f"experiment={name}", "logger=none", "+trainer.limit_train_batches=1", "trainer.max_epochs=1"]
+    config = composed("train", *overrides, f"var={tmp_path}/var", f"runs={tmp_path}/runs", "evaluate=[]", "threads=1")
+    if config.data.get("generate"):
+        small = [*overrides, *SMALL_MARKET, f"var={tmp_path}/var", f"runs={tmp_path}/runs", "evaluate=[]", "threads=1"]
+        config = composed("train", *small)
+    elif not Path(config.data.source).exists():
+        pytest.skip(f"needs the real data at {config.data.source}")
+    try:
+        value = train(config, tmp_path / "run")
+    except DataError as e:
+        if "no such file" in str(e):
+            pytest.skip(f"needs the real data: {e}")
+        raise
+    assert value is not None
+    assert 0 <= value <= 1
+
+
+def corners(parameters: dict[str, Any]) -> list[list[str]]:
+    """Settings at the ends of every range and at every listed value: each value occurs at least once."""
+    options = {}
+    for key, p in parameters.items():
+        options[key] = p.get("values") or ([p["value"]] if "value" in p else [p["min"], p["max"]])
+    longest = max(len(v) for v in options.values())
+    cycles = {k: itertools.cycle(v) for k, v in options.items()}
+    return [[f"{k}={next(c)}" for k, c in cycles.items()] for _ in range(longest)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+def test_sweeps_compose(path: Path) -> None:
+    sweep = yaml.safe_load(path.read_text())
+    assert (ROOT / sweep["program"]).is_file()
+    assert "${args_no_hyphens}" in sweep["command"], "Hydra takes key=value without hyphens"
+    for overrides in corners(sweep["parameters"]):
+        config = composed("train", *overrides)
+        metric = f"{config.data.get('select', 'valid')}/{config.metric}"
+        assert sweep["metric"]["name"] == metric, "the sweep optimises another metric than the run selects by"
+        assert sweep["metric"]["goal"] == "maximize"
+
+
+def test_a_new_run_gets_a_folder_of_its_own_and_a_resumed_one_its_old(tmp_path: Path) -> None:
+    new = train_verb.run_folder(None, "runs", "market", None)
+    assert new.startswith(str(Path("runs") / "market"))
+    assert train_verb.run_folder(str(tmp_path), "runs", "market", None) == str(tmp_path)
