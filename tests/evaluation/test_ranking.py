@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.evaluation.worlds import brute_force, lists, make_task, world
 from towers.errors import DataError
 from towers.evaluation import topk
+from towers.evaluation.eligibility import Clock
 from towers.evaluation.ranking import rank
 from towers.evaluation.topk import top_k
 
@@ -94,6 +95,23 @@ def test_hidden_items_never_appear(seed):
         assert not set(shown) & set(excluded)
         assert set(shown) <= set(column)
         assert all(task.posted[column[i]] <= task.time[q] < task.expires[column[i]] for i in shown)
+
+
+@pytest.mark.parametrize("step", [1, 3, 100])
+def test_the_clock_moves_on_within_a_block(monkeypatch, step):
+    task, queries, candidates = world(6, queries=50, clock=True, coarse=True)
+    monkeypatch.setattr(Clock, "__init__", after(Clock.__init__, lambda clock: setattr(clock, "_step", step)))
+    found = rank(queries, candidates, task, 40, block=20)
+    for q, expected in enumerate(brute_force(task, queries, candidates)):
+        assert [i for i in found.items[q].tolist() if i >= 0] == [item for item, _ in expected]
+
+
+def after(made, change):
+    def init(self, *args):
+        made(self, *args)
+        change(self)
+
+    return init
 
 
 def test_an_item_is_live_from_posted_until_just_before_expiry():
