@@ -47,6 +47,8 @@ def train(config: DictConfig, folder: Path) -> float | None:
     run.begin(config, dataset.folder)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     _quiet()
+    # With deterministic algorithms torch would also fill memory that is about to be overwritten.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if config.threads:
         torch.set_num_threads(config.threads)
     module_data = build.datamodule(config, dataset)
@@ -56,6 +58,7 @@ def train(config: DictConfig, folder: Path) -> float | None:
         config.trainer,
         default_root_dir=str(run.folder),
         logger=_loggers(config, run),
+        limit_val_batches=0 if config.refit else None,
         callbacks=[
             c for c in (ProgressBar(), Throughput(), StopOnNonFiniteLoss(), last, best, stop) if isinstance(c, Callback)
         ],

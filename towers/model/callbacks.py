@@ -19,6 +19,10 @@ class Throughput(pl.Callback):
     def __init__(self) -> None:
         self.examples, self.since = 0, 0.0
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start counting; a run resumed within an epoch sees no start of it."""
+        self.examples, self.since = 0, time.perf_counter()
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start counting."""
         self.examples, self.since = 0, time.perf_counter()
@@ -80,6 +84,7 @@ class ProgressBar(pl.callbacks.ProgressBar):
         self.console = console or Console(stderr=True)
         self.bar: Progress | None = None
         self.enabled = True
+        self.told = ""
 
     def disable(self) -> None:
         """Called by Lightning on all ranks but the first."""
@@ -89,8 +94,16 @@ class ProgressBar(pl.callbacks.ProgressBar):
         """Called by Lightning on the first rank."""
         self.enabled = True
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start counting; a run resumed within an epoch sees no start of it."""
+        self._begin(trainer)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A new bar."""
+        self._begin(trainer)
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        self._stop()
         self.examples, self.since, self.last = 0, time.perf_counter(), 0.0
         self.loss = float("nan")
         if not (self.enabled and self.console.is_terminal):

@@ -86,13 +86,13 @@ class Retrieval(pl.LightningModule):
         self.model = model
         self.users = data.user_table.select(model.user_features)
         self.items = data.item_table.select(model.item_features)
-        self.sampler = sampler(torch.as_tensor(data.item_events))
+        self.sampler = sampler(torch.tensor(data.item_events))
         self.loss, self.optimiser, self.total_steps = loss, optimiser or OptimiserSettings(), data.total_steps
         self.correct_positive, self.ks, self.seed = correct_positive, tuple(ks), seed
         self.batches_seen = 0
         for name in ("posted", "expires"):
             times = getattr(data, name)
-            self.register_buffer(name, None if times is None else torch.as_tensor(times), persistent=False)
+            self.register_buffer(name, None if times is None else torch.tensor(times), persistent=False)
         self.posted: Tensor | None
         self.expires: Tensor | None
 
@@ -163,7 +163,8 @@ class Retrieval(pl.LightningModule):
     def validation_step(self, task: Task, index: int) -> None:
         """Rank a whole task and log its metrics."""
         e = self.embedder()
-        result = evaluate(task, e.embed_queries(task.batches), e.embed_items(task.candidates), ks=self.ks)
+        queries, items = e.embed_queries(task.batches), e.embed_items(task.candidates)
+        result = evaluate(task, queries, items, ks=self.ks, metrics=("recall", "ndcg"))
         self.log_dict(result.flat(task.name), batch_size=1, on_step=False, on_epoch=True, sync_dist=True)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
