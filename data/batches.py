@@ -7,7 +7,7 @@ its newest part.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from data.prepared import Examples, HistoryLog, ragged_slices
+from towers.errors import ConfigError
 from towers.features import Batch, Ragged
 
 _HOUR_US = 3_600_000_000
@@ -28,45 +29,57 @@ class Collator:
         history: the history log.
         clock: ``time``, ``order`` or ``none``.
         length: the newest events of a history that a batch holds.
-        training: take the example's own item out of an untimed history, and list the user's known items.
+        known: ``[users]`` lists of the items that a user took in training, for training batches; they also
+            have the example's own item taken out of an untimed history. None for queries.
     """
 
     history: HistoryLog
     clock: str
     length: int
-    training: bool
+    known: Ragged | None = None
 
     def __call__(self, e: Examples) -> Batch:
         """The batch of all rows of ``e``."""
+        at, there = self._positions(e)
         h = self.history
-        start = h.offsets[e.user]
-        lengths = np.minimum(e.history_end - start, self.length)
-        longest = max(1, int(lengths.max(initial=0)))
-        at = e.history_end[:, None] - 1 - np.arange(longest)  # newest first
-        there = np.arange(longest) < lengths[:, None]
-        at = np.where(there, at, 0)
-        items = h.item[at].astype(np.int64) if len(h.item) else np.zeros(at.shape, np.int64)
-        if self.training and self.clock == "none":
-            there &= items != e.item[:, None]
-        actions = h.action[at].astype(np.int64) if len(h.item) else np.zeros(at.shape, np.int64)
+        if not len(h.item):  # nothing can be gathered from an empty log
+            h = replace(h, item=np.zeros(1, np.int32), action=np.zeros(1, np.int8), time=None)
         age = np.zeros(at.shape, np.float32)
-        if self.clock == "time" and h.time is not None and e.time is not None and len(h.time):
+        if self.clock == "time" and h.time is not None and e.time is not None:
             hours = (e.time[:, None] - h.time[at]) / _HOUR_US
             age = np.where(there, np.log1p(np.maximum(hours, 0)), 0).astype(np.float32)
-        if self.training:
-            known = ragged_slices(h.item, start, h.stage_ends[e.user, 0])
-        else:
-            known = Ragged(np.zeros(len(e) + 1, np.int64), np.zeros(0, np.int64))
+        known = self._known(e)
         return Batch(
             user=torch.from_numpy(e.user.astype(np.int64)),
             item=torch.from_numpy(e.item.astype(np.int64)),
             weight=torch.from_numpy(np.asarray(e.weight)),
-            history=torch.from_numpy(np.where(there, items, -1)),
-            history_action=torch.from_numpy(np.where(there, actions, 0)),
+            history=torch.from_numpy(np.where(there, h.item[at].astype(np.int64), -1)),
+            history_action=torch.from_numpy(np.where(there, h.action[at].astype(np.int64), 0)),
             history_age=torch.from_numpy(age),
             known=Ragged(torch.from_numpy(known.offsets), torch.from_numpy(known.values)),
             time=torch.from_numpy(e.time) if self.clock == "time" and e.time is not None else None,
         )
+
+    def _positions(self, e: Examples) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """``[B, L]`` places in the history log, the newest first, and whether there is one."""
+        h = self.history
+        start, own = h.offsets[e.user], self.known is not None and self.clock == "none"
+        lengths = np.minimum(e.history_end - start, self.length + own)
+        longest = max(1, int(lengths.max(initial=0)))
+        there = np.arange(longest) < lengths[:, None]
+        at = np.where(there, e.history_end[:, None] - 1 - np.arange(longest), 0)
+        if own and len(h.item):
+            there &= h.item[at] != e.item[:, None]
+            # close the gap that the own item left
+            order = np.argsort(~there, axis=1, kind="stable")[:, : max(1, min(longest, self.length))]
+            at, there = np.take_along_axis(at, order, 1), np.take_along_axis(there, order, 1)
+        return at, there
+
+    def _known(self, e: Examples) -> Ragged:
+        if self.known is None:
+            return Ragged(np.zeros(len(e) + 1, np.int64), np.zeros(0, np.int64))
+        offsets, values = self.known
+        return ragged_slices(values, offsets[e.user], offsets[e.user + 1])
 
 
 class TrainBatches:
@@ -97,6 +110,8 @@ class TrainBatches:
         self._examples, self._collate, self._size = examples, collate, batch_size
         self._seed, self._epoch, self._rank, self._world = seed, epoch, rank, world
         self._done = 0
+        if len(examples) < world:
+            raise ConfigError(f"{len(examples)} training examples for {world} processes; use fewer processes")
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
@@ -119,22 +134,28 @@ class TrainBatches:
             yield self._collate(self._examples.take(order[i * self._size : end]))
 
     def state_dict(self) -> dict[str, Any]:
-        """Batches of the current epoch that were handed out."""
-        return {"done": self._done, "seed": self._seed, "world": self._world, "batches": len(self)}
+        """Batches of the current epoch that were handed out, and what their order depends on."""
+        return {
+            "done": self._done,
+            "seed": self._seed,
+            "world": self._world,
+            "batch_size": self._size,
+            "examples": len(self._examples),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint stopped.
 
         Raises:
-            ValueError: the run is not the same: another seed, world size or number of batches.
+            ConfigError: the run is not the same: another seed, world size, batch size or number of examples.
         """
         mine = self.state_dict()
-        for key in ("seed", "world", "batches"):
-            if state[key] != mine[key]:
-                raise ValueError(
-                    f"cannot resume: {key} was {state[key]} and is {mine[key]}; resume with the settings of the "
-                    "checkpoint, or start anew"
-                )
+        if changed := [
+            f"{key} was {state[key]} and is {mine[key]}" for key in mine if state[key] != mine[key] and key != "done"
+        ]:
+            raise ConfigError(
+                f"cannot resume: {'; '.join(changed)}; resume with the checkpoint's settings and data, or start anew"
+            )
         self._done = int(state["done"])
 
 

@@ -15,14 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.events import id_sql, id_type, timestamp_sql
-from data.sources import Source, open_source, quote
-from data.spec import EntitySpec, Limit
+from data.sources import Source, literal, open_source, quote
+from data.spec import EntitySpec, Limit, ListSpec, TimeSpec
 from towers.errors import DataError
 from towers.features import Kind
 from towers.features import columns as c
 
 _NUMERIC = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT",
             "FLOAT", "DOUBLE", "DECIMAL", "BOOLEAN", "HUGEINT")  # fmt: skip
+_LISTS = {Kind.CATEGORICAL_LIST, Kind.VECTOR}
 
 
 @dataclass
@@ -59,7 +60,7 @@ def read(
     side: str,
     kind: str,
     faults: Mapping[str, Limit],
-    timezone: str | None = None,
+    time: TimeSpec | None = None,
 ) -> Entities:
     """A side's table, checked.
 
@@ -70,50 +71,43 @@ def read(
         side: ``user`` or ``item``.
         kind: type of this side's ids in the log.
         faults: what to do with NaN and infinite features.
-        timezone: what naive posted and expires mean.
+        time: the log's clock: what naive or numeric posted and expires mean.
 
     Raises:
         DataError: null or duplicate keys, missing or retyped columns, too many bad numbers.
     """
-    s = open_source(con, spec.files, base, spec.types)
-    here = f"{side}s.key"
-    s.require([spec.key], here)
-    own = id_type(con, s, spec.key, spec.types.get(spec.key))
-    if own != kind:
-        raise DataError(
-            f"{side} ids are {own} here and {kind} in the log",
-            where=f"{s.files[0]}, column {spec.key!r}",
-            cure=f"write one type, or set types of {side}s and events for CSV",
-        )
-    _check_keys(con, s, spec.key, side)
+    s = open_source(con, spec.files, base)
+    _check_key(con, s, spec, side, kind)
     lists = dict(spec.lists)
     columns = _columns(spec, lists)
     s.require(columns, f"{side}s.features or {side}s.attributes")
-    select = [f"{id_sql(spec.key, kind)} AS {quote('_id')}"]
-    select += [f"{_value_sql(s, name, spec, side)} AS {quote(name)}" for name in columns]
-    for field in ("posted", "expires"):
-        if column := getattr(spec, field):
+    select = {"_id": id_sql(spec.key, kind)} | {name: _value_sql(s, name, spec, side) for name in columns}
+    parsed = [name for name in columns if select[name] != quote(name)]
+    for field, column in (("posted", spec.posted), ("expires", spec.expires)):
+        if column:
             s.require([column], f"{side}s.{field}")
-            select.append(f"{timestamp_sql(column, s, None, timezone, 'events.time')} AS {quote('_' + field)}")
+            unit, zone = (time.unit, time.timezone) if time else (None, None)
+            select[f"_{field}"] = timestamp_sql(column, s, unit, zone, "events.time")
+            _check_parsed(con, s, column, select[f"_{field}"], "instant with an offset")
+    for name in parsed:
+        _check_parsed(con, s, name, select[name], "number" if "DOUBLE" in select[name] else "list")
     if spec.group:
         s.require([spec.group], f"{side}s.group")
-        s.require([spec.group], f"{side}s.group")
-        select.append(f"{quote(spec.group)} AS {quote('_group')}")
-    table = con.sql(f"SELECT {', '.join(select)} FROM {s.sql} ORDER BY 1").to_arrow_table()
+        select["_group"] = quote(spec.group)
+    values = ", ".join(f"{sql} AS {quote(name)}" for name, sql in select.items())
+    table = con.sql(f"SELECT {values} FROM {s.sql} ORDER BY 1").to_arrow_table()
     ids = table["_id"].combine_chunks()
     for name, long in lists.items():
-        ls = open_source(con, long.files, base, {})
-        ls.require([long.key, long.value], f"{side}s.lists.{name}")
-        table = table.append_column(name, _gather_list(con, ids, ls, long.key, long.value, kind))
-    table, counts = _check_numbers(table, spec, faults, s.files[0])
+        table = table.append_column(name, _gather_list(con, ids, long, base, kind, f"{side}s.lists.{name}"))
+    table, counts = _check_numbers(con, s, table, spec, select, faults)
 
     def special(name: str) -> pa.Array | None:
-        return table[name].combine_chunks() if name in table.column_names else None
+        return table[name].combine_chunks() if name in select else None
 
-    out = table.drop_columns([n for n in ("_posted", "_expires", "_group") if n in table.column_names])
-    name = c.USER if side == "user" else c.ITEM
-    out = out.drop_columns(["_id"])
-    out = out.append_column(name, ids) if name not in out.column_names else out
+    own = c.USER if side == "user" else c.ITEM
+    out = table.drop_columns([n for n in ("_id", "_posted", "_expires", "_group") if n in select])
+    if own not in out.column_names:
+        out = out.append_column(own, ids)
     return Entities(ids, out, special("_posted"), special("_expires"), _group_codes(special("_group")), counts)
 
 
@@ -131,47 +125,92 @@ def _columns(spec: EntitySpec, lists: Mapping[str, object]) -> list[str]:
 
 
 def _value_sql(s: Source, name: str, spec: EntitySpec, side: str) -> str:
-    """A raw column; text of an untyped format becomes what its feature needs."""
+    """A raw column; text of an untyped format becomes what its features need, null where it cannot.
+
+    Raises:
+        DataError: the column's type is not the one that its features need.
+    """
     kinds = {f.kind for f in spec.features if name in f.columns}
-    q = quote(name)
-    if s.text and Kind.NUMERIC in kinds:
-        return f"{q}::DOUBLE"
-    if s.columns[name] == "VARCHAR" and kinds & {Kind.CATEGORICAL_LIST, Kind.VECTOR} and spec.separator:
+    kind, q = s.columns[name], quote(name)
+    is_list = kind.endswith("]")
+    if Kind.NUMERIC in kinds and s.text:
+        return f"TRY_CAST({q} AS DOUBLE)"
+    if kinds & _LISTS and kind == "VARCHAR" and spec.separator:
+        parts = f"list_filter(list_transform(string_split({q}, {literal(spec.separator)}), x -> trim(x)), x -> x <> '')"
         inner = "DOUBLE[]" if Kind.VECTOR in kinds else "VARCHAR[]"
-        sep = spec.separator.replace("'", "''")
-        return f"CASE WHEN {q} IS NULL OR {q} = '' THEN NULL ELSE string_split({q}, '{sep}')::{inner} END"
-    if Kind.NUMERIC in kinds and not s.columns[name].startswith(_NUMERIC):
+        return f"CASE WHEN trim({q}) <> '' THEN TRY_CAST({parts} AS {inner}) END"
+    wrong = {
+        "lists": bool(kinds & _LISTS) and not is_list,
+        "numbers": Kind.NUMERIC in kinds and (is_list or not kind.startswith(_NUMERIC)),
+        "strings": Kind.TEXT in kinds and kind != "VARCHAR",
+        "single values": Kind.CATEGORICAL in kinds and (is_list or kind.startswith(("STRUCT", "MAP", "JSON"))),
+    }
+    if found := [what for what, bad in wrong.items() if bad]:
+        use = ", ".join(f.name for f in spec.features if name in f.columns)
         raise DataError(
-            f"column {name!r} is {s.columns[name]}; feature kind numeric needs numbers",
-            where=s.files[0],
-            cure=f"correct the kind in {side}s.features, or write numbers",
+            f"column {name!r} is {kind}; feature {use} needs {found[0]}",
+            where=f"{s.shown}, column {name!r}",
+            cure=f"set {side}s.separator to what stands between the values"
+            if found[0] == "lists" and kind == "VARCHAR"
+            else f"correct the kind in {side}s.features, or write {found[0]}",
         )
     return q
 
 
-def _check_keys(con: duckdb.DuckDBPyConnection, s: Source, key: str, side: str) -> None:
-    k = quote(key)
-    found = con.execute(
+def _check_parsed(con: duckdb.DuckDBPyConnection, s: Source, column: str, sql: str, wanted: str) -> None:
+    """Stop where a value that is there could not be read: it would pass for a missing one."""
+    there = f"{quote(column)} IS NOT NULL" + (f" AND trim({quote(column)}) <> ''" if s.text else "")
+    bad = f"{there} AND ({sql}) IS NULL"
+    n = con.execute(f"SELECT count(*) FROM {s.sql} WHERE {bad}").fetchall()[0][0]
+    if n:
+        where, value = s.locate(con, bad, column)
+        raise DataError(
+            f"{n} values that cannot be read, the first {value!r}; expected a {wanted}",
+            where=where,
+            cure="correct them, or leave them empty for a missing value",
+        )
+
+
+def _check_key(con: duckdb.DuckDBPyConnection, s: Source, spec: EntitySpec, side: str, kind: str) -> None:
+    """A key of the log's type on every row, and no key twice."""
+    s.require([spec.key], f"{side}s.key")
+    k = quote(spec.key)
+    nulls, twice, rows = con.execute(
         f"SELECT count(*) - count({k}), count({k}) - count(DISTINCT {k}), count(*) FROM {s.sql}"
     ).fetchall()[0]
-    nulls, twice, rows = found
     if not rows:
-        raise DataError(f"the {side} table is empty", where=s.files[0], cure=f"correct {side}s.files")
+        raise DataError(f"the {side} table is empty", where=s.shown, cure=f"correct {side}s.files")
     if nulls or twice:
         condition = f"{k} IS NULL" if nulls else f"{k} IN (SELECT {k} FROM {s.sql} GROUP BY 1 HAVING count(*) > 1)"
-        row = con.execute(f"SELECT _file, _row, {k} FROM {s.positioned()} WHERE {condition} LIMIT 1").fetchall()[0]
-        what = f"{nulls} null keys" if nulls else f"{twice} duplicate keys, the first {row[2]!r}"
-        raise DataError(what, where=f"{row[0]}, column {key!r}, row {row[1]}", cure=f"keep one row for each {side}")
+        where, value = s.locate(con, condition, spec.key)
+        what = f"{nulls} null keys" if nulls else f"{twice} duplicate keys, the first {value!r}"
+        raise DataError(what, where=where, cure=f"keep one row for each {side}")
+    declared = spec.types.get(spec.key)
+    # text takes the type that the log has, where that changes nothing
+    own = id_type(con, s, spec.key, declared or ("string" if s.text and kind == "string" else None))
+    if own != kind:
+        raise DataError(
+            f"{side} ids are {own} here and {kind} in the log",
+            where=f"{s.shown}, column {spec.key!r}",
+            cure=f"write one type, or set types: {{…: string}} of events and {side}s",
+        )
 
 
 def _gather_list(
-    con: duckdb.DuckDBPyConnection, ids: pa.Array, s: Source, key: str, value: str, kind: str
+    con: duckdb.DuckDBPyConnection, ids: pa.Array, long: ListSpec, base: str, kind: str, setting: str
 ) -> pa.ListArray:
-    """Values of a long table as one list for each id, in the long table's order."""
+    """Values of a long table as one list for each id, in the long table's order; null keys and values are none."""
+    s = open_source(con, long.files, base)
+    s.require([long.key, long.value], setting)
+    own = id_type(con, s, long.key, "string" if s.text and kind == "string" else None) or kind
+    if own != kind:
+        raise DataError(
+            f"keys are {own} here; ids are {kind}", where=f"{s.shown}, column {long.key!r}", cure="write one type"
+        )
     con.register("_ids", pa.table({"id": ids, "row": np.arange(len(ids))}))
     pairs = con.sql(
         f"""SELECT i.row, v.value FROM (
-            SELECT {id_sql(key, kind)} AS id, {quote(value)} AS value, row_number() OVER () AS n FROM {s.sql}
+            SELECT {id_sql(long.key, kind)} AS id, {quote(long.value)} AS value, row_number() OVER () AS n FROM {s.sql}
         ) v JOIN _ids i ON v.id = i.id WHERE v.value IS NOT NULL ORDER BY i.row, v.n"""
     ).to_arrow_table()
     con.unregister("_ids")
@@ -181,24 +220,31 @@ def _gather_list(
 
 
 def _check_numbers(
-    table: pa.Table, spec: EntitySpec, faults: Mapping[str, Limit], file: str
+    con: duckdb.DuckDBPyConnection,
+    s: Source,
+    table: pa.Table,
+    spec: EntitySpec,
+    select: Mapping[str, str],
+    faults: Mapping[str, Limit],
 ) -> tuple[pa.Table, dict[str, int]]:
     """Set NaN and infinite numbers aside (as missing), or stop, as the policy says."""
     counts = {"nan_feature": 0, "infinite_feature": 0}
-    for f in spec.features:
-        if f.kind is not Kind.NUMERIC or not pa.types.is_floating(table[f.columns[0]].type):
-            continue
-        name = f.columns[0]
+    numeric = dict.fromkeys(f.columns[0] for f in spec.features if f.kind is Kind.NUMERIC)
+    for name in (n for n in numeric if pa.types.is_floating(table[n].type)):
         column = table[name].combine_chunks()
-        for fault, bad in (("nan_feature", pc.is_nan(column)), ("infinite_feature", pc.is_inf(column))):
+        for fault, test, bad in (
+            ("nan_feature", "isnan", pc.is_nan(column)),
+            ("infinite_feature", "isinf", pc.is_inf(column)),
+        ):
             bad = pc.fill_null(bad, False)
             n = int(pc.sum(bad).as_py() or 0)
             limit = faults[fault]
             if n and (limit.policy == "stop" or n > limit.limit * len(column)):
-                row = int(np.flatnonzero(bad.to_numpy(zero_copy_only=False))[0])
+                where, value = s.locate(con, f"{test}({select[name]})", name)
                 raise DataError(
-                    f"{n} {'NaN' if fault == 'nan_feature' else 'infinite'} values",
-                    where=f"{file}, column {name!r}, {table['_id'][row].as_py()!r}",
+                    f"{n} of {len(column)} values are {value}"
+                    + (f", more than the limit of {limit.limit:.2%}" if limit.policy == "set_aside" else ""),
+                    where=where,
                     cure=f"write null for unknown numbers, or set faults.{fault}: {{policy: set_aside, limit: 1.0}}",
                 )
             counts[fault] += n

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from data.sources import Source, literal, open_source, quote
 from data.spec import DatasetSpec, EventsSpec
 from towers.errors import ConfigError, DataError
+from towers.features import columns as c
 
 FAULT_CODES = {
     name: code
@@ -25,8 +26,12 @@ FAULT_CODES = {
          "after_expiry"), start=1)
 }  # fmt: skip
 _UNIT_US = {"s": 1_000_000, "ms": 1_000, "us": 1}
-_OFFSET = r"(Z|z|[+-][0-9]{2}(:?[0-9]{2})?)$"
-_PLAUSIBLE_US = (-2_208_988_800_000_000, 4_102_444_800_000_000)  # 1900 … 2100
+# An offset follows a time of day: the end of a bare date such as 2024-01-05 is none.
+_OFFSET = r":[0-9]{2}([.,][0-9]+)? ?(Z|z|UTC|GMT|[+-][0-9]{2}(:?[0-9]{2})?)$"
+_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
+_NUMBERS = ("FLOAT", "DOUBLE", "HUGEINT", "UHUGEINT")
+_INT64_MAX = 2**63 - 1
+PLAUSIBLE_US = (-2_208_988_800_000_000, 4_102_444_800_000_000)  # 1900 … 2100
 
 
 @dataclass
@@ -65,27 +70,27 @@ class Log:
     def __init__(self, con: duckdb.DuckDBPyConnection, spec: DatasetSpec, splits: tuple[str, ...]) -> None:
         self.con, self.spec, self.splits = con, spec, splits
         e = spec.events
-        self.sources = [(name, open_source(con, files, spec.source, e.types)) for name, files in e.files]
+        self.sources = [(name, open_source(con, files, spec.source)) for name, files in e.files]
         for _, s in self.sources:
-            wanted = [e.user, e.item, e.action, e.weight, e.order, e.split, e.time.column if e.time else None]
-            s.require([c for c in wanted if c], "events")
+            s.require(list(self.raw.values()), "events")
+        if e.time and e.time.timezone:
+            _check_zone(con, e.time.timezone)
         self.user_type = self._id_type(e.user)
         self.item_type = self._id_type(e.item)
         con.execute(f"CREATE OR REPLACE TEMP VIEW log AS {self._union(positioned=False)}")
 
     def _id_type(self, column: str) -> str:
         """``int64`` or ``string``, the same in every source."""
-        kinds = {self._one_id_type(s, column) for _, s in self.sources}
-        if len(kinds) > 1:
+        declared = self.spec.events.types.get(column)
+        kinds = [(id_type(self.con, s, column, declared), s) for _, s in self.sources]
+        known = {kind: s.shown for kind, s in kinds if kind}
+        if len(known) > 1:
             raise DataError(
-                f"id column {column!r} is an integer in some files and a string in others",
-                where=", ".join(s.files[0] for _, s in self.sources),
-                cure="write one type, or set events.types",
+                f"id column {column!r} is an integer in {known['int64']} and a string in {known['string']}",
+                where=f"column {column!r}",
+                cure=f"write one type, or set events.types: {{{column}: string}}",
             )
-        return kinds.pop()
-
-    def _one_id_type(self, s: Source, column: str) -> str:
-        return id_type(self.con, s, column, self.spec.events.types.get(column))
+        return next(iter(known), "string")
 
     def _union(self, positioned: bool) -> str:
         parts = (self._select(name, s, positioned) for name, s in self.sources)
@@ -93,13 +98,27 @@ class Log:
 
     def _select(self, split: str, s: Source, positioned: bool) -> str:
         e = self.spec.events
-        order = f"TRY_CAST({quote(e.order)} AS BIGINT)" if e.order else "0"
-        where = ", _file, _row" if positioned else ""
+        order = order_sql(e.order, s) if e.order else "0"
+        where = "".join(f", {quote(col)}::VARCHAR AS _{name}" for name, col in self.raw.items()) + ", _file, _row"
         return f"""SELECT {id_sql(e.user, self.user_type)} AS user, {id_sql(e.item, self.item_type)} AS item,
             {time_sql(e, s) if e.time else order}::BIGINT AS time, {self._action()}::TINYINT AS action,
             {f"TRY_CAST({quote(e.weight)} AS FLOAT)" if e.weight else "1::FLOAT"} AS weight,
-            {self._split(split)}::TINYINT AS split{where}
+            {self._split(split)}::TINYINT AS split{where if positioned else ""}
             FROM {s.positioned() if positioned else s.sql}"""
+
+    @property
+    def raw(self) -> dict[str, str]:
+        """What a value is read from: ``user``, ``item``, ``time`` … → the log's column."""
+        e = self.spec.events
+        columns = {
+            c.USER: e.user,
+            c.ITEM: e.item,
+            c.TIME: e.time.column if e.time else e.order,
+            c.ACTION: e.action,
+            c.WEIGHT: e.weight,
+            c.SPLIT: e.split,
+        }
+        return {name: column for name, column in columns.items() if column}
 
     def _action(self) -> str:
         if not self.spec.events.action:
@@ -123,7 +142,7 @@ class Log:
         """
         conditions = {
             "null_key": "e.user IS NULL OR e.item IS NULL",
-            "bad_time": f"e.time IS NULL OR e.time NOT BETWEEN {_PLAUSIBLE_US[0]} AND {_PLAUSIBLE_US[1]}"
+            "bad_time": f"e.time IS NULL OR e.time NOT BETWEEN {PLAUSIBLE_US[0]} AND {PLAUSIBLE_US[1]}"
             if self.spec.events.time
             else "e.time IS NULL",
             "bad_weight": "e.weight IS NULL OR NOT isfinite(e.weight) OR e.weight < 0",
@@ -131,58 +150,121 @@ class Log:
             "unknown_split": "e.split < 0",
             "unknown_user": "u.row IS NULL",
             "unknown_item": "i.row IS NULL",
-            "after_expiry": "e.time >= i.expires",
+            "after_expiry": "e.time >= i.expires" if self.spec.events.time else "FALSE",
         }
         cases = " ".join(f"WHEN {conditions[name]} THEN {code}" for name, code in FAULT_CODES.items())
         log = f"({self._union(positioned=True)})" if positioned else "log"
-        more = ", e.user, e.item, e._file, e._row" if positioned else ""
+        more = "".join(f", e._{name}" for name in self.raw) + ", e._file, e._row" if positioned else ""
         return f"""SELECT coalesce(u.row, -1) AS user_row, coalesce(i.row, -1) AS item_row, coalesce(e.time, 0) AS time,
             e.action, coalesce(e.weight, 0) AS weight, e.split, (CASE {cases} ELSE 0 END)::TINYINT AS fault{more}
             FROM {log} e LEFT JOIN user_ids u ON e.user = u.user LEFT JOIN item_ids i ON e.item = i.item"""
 
     def sorted(self, rows: int = 1 << 20) -> Iterator[tuple[Events, NDArray[np.int8]]]:
-        """Batches of (rows, fault codes), by (user, split, time, item, action)."""
-        query = f"{self._numbered(False)} ORDER BY user_row, split, time, item_row, action"
+        """Batches of (rows, fault codes), by (user, split, time, item, action) and weight, so that order is total."""
+        weight = ", weight DESC" if self.spec.events.weight else ""
+        query = f"{self._numbered(False)} ORDER BY user_row, split, time, item_row, action{weight}"
         for batch in self.con.sql(query).to_arrow_reader(rows):
             columns = [batch.column(i).to_numpy(zero_copy_only=False) for i in range(7)]
             yield Events(*columns[:6]), columns[6]
 
-    def reject(self, fault: str, folder: Path) -> tuple[str, int, object, object]:
-        """Write all rows with this fault to ``folder/FAULT.parquet``; return file, row, user, item of the first."""
-        query = f"SELECT * EXCLUDE (fault) FROM ({self._numbered(True)}) WHERE fault = {FAULT_CODES[fault]}"
+    def reject(self, fault: str, folder: Path) -> str:
+        """Write all rows with this fault, as they are, to ``folder/FAULT.parquet``; say where the first one is."""
+        raw = ", ".join(f"_{name} AS {name}" for name in self.raw)
+        query = f"SELECT {raw}, _file AS file, _row AS row FROM ({self._numbered(True)}) WHERE fault = "
         folder.mkdir(parents=True, exist_ok=True)
         path = literal(str(folder / f"{fault}.parquet"))
-        self.con.execute(f"COPY ({query} ORDER BY _file, _row) TO {path} (FORMAT parquet)")
-        first = self.con.execute(f"SELECT _file, _row, user, item FROM read_parquet({path}) LIMIT 1").fetchall()[0]
-        return first[0], first[1], first[2], first[3]
+        self.con.execute(f"COPY ({query}{FAULT_CODES[fault]} ORDER BY file, row) TO {path} (FORMAT parquet)")
+        first = self.con.sql(f"SELECT * FROM read_parquet({path}) LIMIT 1").to_arrow_table().to_pylist()[0]
+        name = _BLAME[fault] if fault != "null_key" else c.USER if first[c.USER] is None else c.ITEM
+        values = ", ".join(f"{self.raw[n]} {first[n]!r}" for n in dict.fromkeys((c.USER, c.ITEM, name)) if n in first)
+        return f"first in {first['file']}, column {self.raw[name]!r}, row {first['row']} (counted from 0): {values}"
+
+    def where_repeated(self, user: object, item: object) -> str:
+        """Which rows hold a (user, item) pair that repeats itself."""
+        rows = self.con.execute(
+            f"SELECT _file, _row FROM ({self._union(positioned=True)}) WHERE user = ? AND item = ? ORDER BY ALL",
+            [user, item],
+        ).fetchall()
+        places = ", ".join(f"{file} row {row}" for file, row in rows[:5])
+        return f"first for user {user!r}, item {item!r}: {places} (counted from 0)"
 
 
-def id_type(con: duckdb.DuckDBPyConnection, s: Source, column: str, declared: str | None = None) -> str:
-    """``int64`` or ``string`` for an id column; text ids are integers only if every one reads back the same."""
-    if declared:
-        if declared not in ("int64", "string"):
-            raise ConfigError(f"types: {column}: {declared}; ids are int64 or string")
-        return declared
+# The value that a fault is about.
+_BLAME = {"bad_time": c.TIME, "bad_weight": c.WEIGHT, "unknown_action": c.ACTION, "unknown_split": c.SPLIT,
+          "unknown_user": c.USER, "unknown_item": c.ITEM, "after_expiry": c.TIME}  # fmt: skip
+
+
+def _check_zone(con: duckdb.DuckDBPyConnection, zone: str) -> None:
+    if not con.execute("SELECT 1 FROM pg_timezone_names() WHERE lower(name) = lower(?) LIMIT 1", [zone]).fetchall():
+        raise ConfigError(f"events.time.timezone {zone!r}: no such time zone; write UTC, or one like Europe/Berlin")
+
+
+def id_type(con: duckdb.DuckDBPyConnection, s: Source, column: str, declared: str | None = None) -> str | None:
+    """``int64`` or ``string`` for an id column, or None where every value is null.
+
+    Text ids of CSV files are integers only if every one of them, read as one, reads back the same:
+    ``007`` or ``1.0`` never is.
+
+    Raises:
+        DataError: the column holds what cannot be an id, or what the declared type would change.
+    """
     kind = s.columns[column]
-    if kind in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"):
-        return "int64"
-    if kind != "VARCHAR":
+    if kind not in _INTEGERS and kind != "VARCHAR":
         raise DataError(
             f"id column {column!r} is {kind}; expected integers or strings",
-            where=s.files[0],
+            where=f"{s.shown}, column {column!r}",
             cure="write ids as 64-bit integers or as strings",
         )
-    if not s.text:
+    if declared == "string":
         return "string"
-    same = con.execute(
-        f"SELECT bool_and(regexp_full_match({quote(column)}, '-?(0|[1-9][0-9]{{0,17}})')) FROM {s.sql}"
-    ).fetchall()[0]
-    return "int64" if same[0] else "string"
+    if kind == "UBIGINT" and _exists(con, s, f"{quote(column)} > {_INT64_MAX}"):
+        where, value = s.locate(con, f"{quote(column)} > {_INT64_MAX}", column)
+        raise DataError(
+            f"id {value} does not fit into a signed 64-bit integer",
+            where=where,
+            cure=f"write such ids as strings, or set types: {{{column}: string}}",
+        )
+    if kind in _INTEGERS:
+        return "int64"
+    if not s.text and not declared:
+        return "string"
+    changed = f"TRY_CAST({quote(column)} AS BIGINT)::VARCHAR IS DISTINCT FROM {quote(column)}"
+    changed = f"{quote(column)} IS NOT NULL AND {changed}"
+    if not _exists(con, s, changed):
+        return "int64" if _exists(con, s, f"{quote(column)} IS NOT NULL") else declared
+    if declared:
+        where, value = s.locate(con, changed, column)
+        raise DataError(f"id {value!r} is no 64-bit integer", where=where, cure=f"set types: {{{column}: string}}")
+    return "string"
+
+
+def _exists(con: duckdb.DuckDBPyConnection, s: Source, condition: str) -> bool:
+    return bool(con.execute(f"SELECT 1 FROM {s.sql} WHERE {condition} LIMIT 1").fetchall())
 
 
 def id_sql(column: str, kind: str) -> str:
     """An id column in its agreed type."""
     return f"{quote(column)}::{'BIGINT' if kind == 'int64' else 'VARCHAR'}"
+
+
+def order_sql(column: str, s: Source) -> str:
+    """A plain order; null where a value is no integer.
+
+    Raises:
+        DataError: the column holds no numbers.
+    """
+    kind, name = s.columns[column], quote(column)
+    if kind in _INTEGERS:
+        return f"TRY_CAST({name} AS BIGINT)"
+    if kind == "VARCHAR":
+        return f"CASE WHEN regexp_full_match({name}, '[+-]?[0-9]+') THEN TRY_CAST({name} AS BIGINT) END"
+    if kind in _NUMBERS or kind.startswith("DECIMAL"):
+        return f"CASE WHEN TRY_CAST({name} AS BIGINT) = {name} THEN TRY_CAST({name} AS BIGINT) END"
+    raise DataError(
+        f"column {column!r} is {kind}; an order is an integer",
+        where=f"{s.shown}, column {column!r}",
+        cure="set events.time instead of events.order for a clock",
+    )
 
 
 def time_sql(e: EventsSpec, s: Source) -> str:
@@ -192,7 +274,7 @@ def time_sql(e: EventsSpec, s: Source) -> str:
 
 
 def timestamp_sql(column: str, s: Source, unit: str | None, timezone: str | None, setting: str) -> str:
-    """Microseconds UTC of any timestamp column.
+    """Microseconds UTC of any timestamp column; null where a value cannot be read.
 
     Raises:
         DataError: a number without a unit, or a naive timestamp without a time zone.
@@ -204,19 +286,24 @@ def timestamp_sql(column: str, s: Source, unit: str | None, timezone: str | None
         if not timezone:
             raise DataError(
                 f"column {column!r} is a naive {kind}; expected one that says which instant it means",
-                where=s.files[0],
+                where=f"{s.shown}, column {column!r}",
                 cure=f"set {setting}.timezone (e.g. UTC or Europe/Berlin), or write it with a time zone",
             )
         return f"epoch_us(timezone({literal(timezone)}, {name}::TIMESTAMP))"
-    if unit:
-        return f"CAST(TRY_CAST({name} AS DOUBLE) * {_UNIT_US[unit]} AS BIGINT)" if kind in (
-            "FLOAT", "DOUBLE", "VARCHAR") else f"{name}::BIGINT * {_UNIT_US[unit]}"  # fmt: skip
+    if unit and (kind in (*_INTEGERS, *_NUMBERS, "VARCHAR") or kind.startswith("DECIMAL")):
+        # exact for integers; what would overflow stays null, as do NaN and infinity
+        number = name if kind in _INTEGERS else f"TRY_CAST({name} AS DOUBLE)"
+        most = _INT64_MAX // _UNIT_US[unit] - 1
+        us = f"CAST({number} * {_UNIT_US[unit]} AS BIGINT)"
+        if kind in _INTEGERS:
+            us = f"{number}::BIGINT * {_UNIT_US[unit]}"
+        return f"CASE WHEN {number} BETWEEN {-most} AND {most} THEN {us} END"
     if kind == "VARCHAR":
         aware = f"epoch_us(TRY_CAST({name} AS TIMESTAMPTZ))"
         naive = f"epoch_us(timezone({literal(timezone)}, TRY_CAST({name} AS TIMESTAMP)))" if timezone else "NULL"
         return f"CASE WHEN regexp_matches({name}, '{_OFFSET}') THEN {aware} ELSE {naive} END"
     raise DataError(
-        f"column {column!r} is {kind}; a number needs its unit",
-        where=s.files[0],
+        f"column {column!r} is {kind}; expected timestamps, ISO-8601 strings, or numbers with a unit",
+        where=f"{s.shown}, column {column!r}",
         cure=f"set {setting}.unit to s, ms or us, or use events.order for a plain order",
     )

@@ -52,7 +52,7 @@ class RetrievalData(pl.LightningDataModule):
         """Shuffled training batches."""
         trainer = self.trainer
         schema = self.dataset.schema
-        collate = Collator(self.dataset.history, schema.clock, schema.history_length, training=True)
+        collate = Collator(self.dataset.history, schema.clock, schema.history_length, self.dataset.known)
         return TrainBatches(
             self.examples,
             collate,

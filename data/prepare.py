@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,40 +22,42 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data import entities
-from data.events import Log
-from data.sources import open_source, quote
-from data.spec import DatasetSpec, TaskSpec
+from data.events import Log, id_sql, id_type
+from data.files import File, resolve, unregister
+from data.sources import READ_ERRORS, open_source, unreadable
+from data.spec import CANDIDATES, DatasetSpec, TaskSpec
 from data.stream import Progress, Stream
 from data.writer import FORMAT_VERSION, atomic_folder, describe_files, write_json
-from towers.errors import DataError
+from towers.errors import ConfigError, DataError
 from towers.features import Featurizer, Schema
 from towers.features import columns as c
 
-KEYWORD_CANDIDATES = ("all", "trained", "live", "held_out")
+
+def log_files(spec: DatasetSpec) -> tuple[File, ...]:
+    """The files of the log."""
+    return resolve([f for _, paths in spec.events.files for f in paths], spec.source)
+
+
+def all_files(spec: DatasetSpec) -> tuple[File, ...]:
+    """Every file that a config names.
+
+    Raises:
+        DataError: one of them is not there.
+    """
+    paths = [f for side in (spec.users, spec.items) for f in side.files]
+    paths += [f for side in (spec.users, spec.items) for _, long in side.lists for f in long.files]
+    paths += [t.exclude for _, t in spec.tasks if isinstance(t.exclude, str)]
+    paths += [t.candidates for _, t in spec.tasks if t.candidates not in CANDIDATES]
+    return log_files(spec) + resolve(paths, spec.source)
 
 
 def fingerprint(spec: DatasetSpec) -> str:
-    """Hash of the config and of the sizes and times of the local files it names: equal means up to date."""
-    files = [f for _, paths in spec.events.files for f in paths]
-    for side in (spec.users, spec.items):
-        files += [*side.files, *(f for _, long in side.lists for f in long.files)]
-    files += [f for _, t in spec.tasks for f in (t.candidates, t.exclude) if isinstance(f, str)]
-    stats = []
-    for f in sorted(set(files)):
-        path = Path(f) if Path(f).is_absolute() or not spec.source else Path(spec.source) / f
-        found = (
-            sorted(path.rglob("*"))
-            if path.is_dir()
-            else [path]
-            if path.exists()
-            else sorted(path.parent.glob(path.name))
-        )
-        stats += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found]
+    """Hash of the config and of the sizes and times of the files it names: equal means up to date."""
+    stats = [(f.shown, f.size, f.changed_ns) for f in all_files(spec)]
     text = json.dumps([FORMAT_VERSION, asdict(spec), stats], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -79,28 +82,30 @@ def prepare(
     Raises:
         DataError: the data are not what the config says, beyond the limits of ``faults``.
     """
-    with atomic_folder(target) as out:
-        con = duckdb.connect(config={"threads": threads, "memory_limit": memory, "temp_directory": str(out / ".spill")})
+    mark = fingerprint(spec)  # before anything is read: a file that changes meanwhile makes the result outdated
+    with atomic_folder(target) as out, tempfile.TemporaryDirectory(prefix=".spill", dir=out.parent) as spill:
+        con = duckdb.connect(config={"threads": threads, "memory_limit": memory, "temp_directory": spill})
         con.execute("SET TimeZone='UTC'; SET preserve_insertion_order=true")
         try:
-            _prepare(con, spec, out, progress)
-        except duckdb.Error as e:
-            raise DataError(
-                str(e).splitlines()[0], where="; ".join(f for _, fs in spec.events.files for f in fs),
-                cure="repair or remove the file that the message names",
-            ) from e  # fmt: skip
+            _prepare(con, spec, out, mark, progress)
+        except duckdb.OutOfMemoryException as e:
+            raise ConfigError(f"{memory} of memory do not suffice to prepare {spec.name}; set memory to more") from e
+        except READ_ERRORS as e:
+            if isinstance(e, OSError) and e.errno is not None:  # the disk is full, say
+                raise
+            raise unreadable(e, all_files(spec)) from e
         finally:
+            unregister(con)
             con.close()
     return target
 
 
-def _prepare(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, out: Path, progress: Progress) -> None:
-    names = split_names(spec)
+def _prepare(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, out: Path, mark: str, progress: Progress) -> None:
+    names = spec.split_names
     progress("reading users and items", 0.0)
     log = Log(con, spec, names)
-    zone = spec.events.time.timezone if spec.events.time else None
     users, items = (
-        entities.read(con, side, spec.source, name, kind, spec.faults, zone)
+        entities.read(con, side, spec.source, name, kind, spec.faults, spec.events.time)
         if side.files
         else entities.from_log(con, name)
         for name, side, kind in (("user", spec.users, log.user_type), ("item", spec.items, log.item_type))
@@ -119,17 +124,14 @@ def _prepare(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, out: Path, progr
     progress("writing tasks", 0.95)
     tasks = {n: t for n, t in spec.tasks if not (spec.refit and "valid" in t.targets)}
     for name, task in tasks.items():
-        _write_task(con, out, name, task, spec, users.ids, items.ids)
-    for path in (out / ".spill",):
-        if path.exists():
-            path.rmdir()
+        _write_task(con, out, name, task, spec, log)
     write_json(
         out / "dataset.json",
         {
             "format_version": FORMAT_VERSION,
             "name": spec.name,
             "refit": spec.refit,
-            "fingerprint": fingerprint(spec),
+            "fingerprint": mark,
             "schema": schema.to_json(),
             "schema_hash": schema.hash,
             "splits": list(names),
@@ -140,17 +142,10 @@ def _prepare(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, out: Path, progr
             "counts": {"users": len(users.ids), "items": len(items.ids), **counts},
             "rejected": rejected,
             "time_us": [stream.first, stream.last] if spec.events.clock == "time" else None,
-            "files": describe_files(out, {**stream.examples.files, **stream.history.files}),
+            "files": describe_files(out, {**stream.examples.files, **stream.history.files, **stream.repeated.files}),
         },
     )
     progress("done", 1.0)
-
-
-def split_names(spec: DatasetSpec) -> tuple[str, ...]:
-    """Names by code: train, valid, then every test split."""
-    named = [n for n, _ in spec.events.files if n] or [t for _, task in spec.tasks for t in task.targets]
-    tests = tuple(dict.fromkeys(n for n in named if n not in ("train", "valid")))
-    return ("train", "valid", *(tests or ("test",)))
 
 
 def _number(con: duckdb.DuckDBPyConnection, side: str, ents: entities.Entities) -> None:
@@ -197,44 +192,53 @@ def _write_side(out: Path, side: str, schema: Schema, ents: entities.Entities, e
 
 
 def _write_task(
-    con: duckdb.DuckDBPyConnection,
-    out: Path,
-    name: str,
-    task: TaskSpec,
-    spec: DatasetSpec,
-    users: pa.Array,
-    items: pa.Array,
+    con: duckdb.DuckDBPyConnection, out: Path, name: str, task: TaskSpec, spec: DatasetSpec, log: Log
 ) -> None:
     """Candidate and exclusion files of a task, as row numbers."""
-    folder = out / "tasks"
-    folder.mkdir(exist_ok=True)
+    (out / "tasks").mkdir(exist_ok=True)
     for what, path, sides in (
-        ("candidates", task.candidates, ("item",)),
-        ("exclude", task.exclude, ("user", "item")),
+        ("candidates", task.candidates, (c.ITEM,)),
+        ("exclude", task.exclude, (c.USER, c.ITEM)),
     ):
-        if not isinstance(path, str) or (what == "candidates" and path in KEYWORD_CANDIDATES):
-            continue
-        s = open_source(con, [path], spec.source, {})
-        s.require(sides, f"tasks.{name}.{what} (expected columns {list(sides)})")
-        table = con.sql(f"SELECT DISTINCT {', '.join(map(quote, sides))} FROM {s.sql}").to_arrow_table()
-        rows = {}
-        for side, ids in (("user", users), ("item", items)):
-            if side in sides:
-                found = pc.index_in(table[side].cast(ids.type).combine_chunks(), value_set=ids)
-                if found.null_count:
-                    bad = table[side].filter(pc.is_null(found))[0].as_py()
-                    raise DataError(
-                        f"{found.null_count} {side}s that the dataset lacks, the first {bad!r}",
-                        where=f"{path}, column {side!r}",
-                        cure=f"correct tasks.{name}.{what}",
-                    )
-                rows[f"{side}_row"] = found.cast(pa.int64())
-        pq.write_table(pa.table(rows).sort_by([(k, "ascending") for k in rows]), folder / f"{name}.{what}.parquet")
+        if isinstance(path, str) and path not in CANDIDATES:
+            rows = _rows_of(con, path, sides, spec, log, f"tasks.{name}.{what}")
+            pq.write_table(rows, out / "tasks" / f"{name}.{what}.parquet")
+
+
+def _rows_of(
+    con: duckdb.DuckDBPyConnection, path: str, sides: tuple[str, ...], spec: DatasetSpec, log: Log, setting: str
+) -> pa.Table:
+    """The distinct rows of a file of ids, as sorted row numbers; columns are named as in the log, or user and item."""
+    s = open_source(con, [path], spec.source)
+    kinds = {c.USER: log.user_type, c.ITEM: log.item_type}
+    named = {c.USER: spec.events.user, c.ITEM: spec.events.item}
+    columns = {side: named[side] if named[side] in s.columns else side for side in sides}
+    s.require(list(columns.values()), f"{setting} (expected columns {[named[side] for side in sides]})")
+    for side, column in columns.items():
+        text = "string" if s.text and kinds[side] == "string" else None
+        if (own := id_type(con, s, column, text) or kinds[side]) != kinds[side]:
+            raise DataError(
+                f"{side} ids are {own} here and {kinds[side]} in the log",
+                where=f"{s.shown}, column {column!r}",
+                cure=f"write one type in the file of {setting}",
+            )
+        known = f"{id_sql(column, kinds[side])} IN (SELECT {side}_ids.{side} FROM {side}_ids)"
+        unknown = f"({known}) IS NOT TRUE"
+        n = con.execute(f"SELECT count(*) FROM {s.sql} WHERE {unknown}").fetchall()[0][0]
+        if n:
+            where, value = s.locate(con, unknown, column)
+            raise DataError(
+                f"{n} {side}s that the dataset lacks, the first {value!r}", where=where, cure=f"correct {setting}"
+            )
+    ids = ", ".join(f"{id_sql(column, kinds[side])} AS {side}" for side, column in columns.items())
+    joins = " ".join(f"JOIN {side}_ids ON {side}_ids.{side} = t.{side}" for side in sides)
+    rows = ", ".join(f"{side}_ids.row::BIGINT AS {side}_row" for side in sides)
+    return con.sql(f"SELECT DISTINCT {rows} FROM (SELECT {ids} FROM {s.sql}) t {joins} ORDER BY ALL").to_arrow_table()
 
 
 def is_current(spec: DatasetSpec, target: Path) -> bool:
     """Whether ``target`` holds this dataset, prepared from these files with this config."""
     try:
         return bool(json.loads((target / "dataset.json").read_text())["fingerprint"] == fingerprint(spec))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, DataError):
         return False

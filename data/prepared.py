@@ -66,11 +66,6 @@ class HistoryLog:
     action: NDArray[np.int8]
     time: NDArray[np.int64] | None
 
-    def train_items(self) -> Ragged:
-        """``[users]`` lists of item rows of training events."""
-        starts, ends = self.offsets[:-1], self.stage_ends[:, 0]
-        return ragged_slices(self.item, starts, ends)
-
 
 def ragged_slices(values: NDArray[Any], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Ragged:
     """Lists ``values[starts[i]:ends[i]]`` of many ``i``, end to end, as int64."""
@@ -205,6 +200,20 @@ class PreparedDataset:
         upto = [np.bincount(user[stage <= s], minlength=len(self.users)) for s in (0, 1)]
         stage_ends = offsets[:-1, None] + np.stack(upto, axis=1)
         return HistoryLog(offsets, stage_ends, table[c.ITEM_ROW].to_numpy(), table[c.ACTION].to_numpy(), _times(table))
+
+    @cached_property
+    def known(self) -> Ragged:
+        """``[users]`` lists of distinct item rows that a user took in training: history events and positives."""
+        h, n_users, n_items = self.history, len(self.users), max(1, len(self.items))
+        owner = np.repeat(np.arange(n_users), np.diff(h.offsets))
+        in_training = np.arange(len(owner)) < h.stage_ends[owner, 0]
+        pairs = owner[in_training] * n_items + h.item[in_training]
+        if any(a.weight > 0 and not a.history for a in self.schema.actions):
+            e = self.examples("train")
+            e = e.take(e.weight > 0)
+            pairs = np.concatenate([pairs, e.user.astype(np.int64) * n_items + e.item])
+        pairs = np.unique(pairs)
+        return Ragged(np.searchsorted(pairs, np.arange(n_users + 1) * n_items), pairs % n_items)
 
     def task(self, name: str) -> TaskSpec:
         """A task's declaration.

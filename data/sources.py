@@ -1,29 +1,29 @@
-"""Readers: files, folders, globs and URIs of Parquet, CSV or JSON Lines → a DuckDB relation.
+"""Readers: Parquet, CSV and JSON Lines → table expressions for DuckDB.
 
-Local files are scanned by DuckDB itself; anything with a URI goes through ``pyarrow.dataset`` and the
-filesystem that the URI names. Values are never cast in silence: CSV columns arrive as text, and ids
-become integers only where every one of them reads back the same.
+Values are never cast in silence: CSV columns arrive as text, JSON strings stay strings even where they
+look like dates, and all files of a table must agree in the types of their columns.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import duckdb
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.dataset as pads
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from data.files import SUFFIXES, File, register, resolve
 from towers.errors import ConfigError, DataError
 
-_FORMATS = {
-    ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv",
-    ".jsonl": "json", ".ndjson": "json", ".json": "json",
-}  # fmt: skip
+# A first line says which of these separates the columns; the first that occurs in it wins.
+_DELIMITERS = (",", ";", "\t", "|")
+_DATE_LIKE = re.compile(r"\b(TIMESTAMP WITH TIME ZONE|TIMESTAMP\w*|TIME WITH TIME ZONE|TIME|DATE|UUID)\b")
+# As what a damaged file surfaces, depending on the reader and on how far the stream was.
+READ_ERRORS = (duckdb.InvalidInputException, duckdb.IOException, duckdb.DataError, pa.ArrowInvalid, OSError)
 
 
 @dataclass(frozen=True)
@@ -31,44 +31,80 @@ class Source:
     """Some files of one format, as a table expression for SQL.
 
     Attributes:
-        sql: what follows FROM; its columns are the files' columns.
+        files: the files, in order.
+        reader: DuckDB function that reads them.
+        options: its options.
         columns: column name → DuckDB type name.
-        files: the resolved files, in order.
-        text: whether the columns are untyped text (CSV).
+        mixed: columns whose values are of several types, with a description.
     """
 
-    sql: str
+    files: tuple[File, ...]
+    reader: str
+    options: str
     columns: Mapping[str, str]
-    files: tuple[str, ...]
-    text: bool
+    mixed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> bool:
+        """Whether the columns are untyped text (CSV)."""
+        return self.reader == "read_csv"
+
+    @property
+    def shown(self) -> str:
+        """The files, for errors."""
+        more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
+        return self.files[0].shown + more
+
+    @property
+    def sql(self) -> str:
+        """What follows FROM; its columns are the files' columns."""
+        return scan(self.reader, self.files, self.options)
 
     def positioned(self) -> str:
         """The same table with ``_file`` and ``_row`` (from 0), for naming a faulty row. Slower to scan."""
-        if self.sql.startswith("read_parquet"):
-            scan = f"{self.sql[:-1]}, filename=true, file_row_number=true)"
-            return f"(SELECT *, filename AS _file, file_row_number AS _row FROM {scan})"
-        if not self.sql.startswith("read_"):
-            return f"(SELECT *, {literal(self.files[0])} AS _file, row_number() OVER () - 1 AS _row FROM {self.sql})"
-        names = self.sql[self.sql.index("[") : self.sql.index("]") + 1]
+        row = "file_row_number" if self.reader == "read_parquet" else "row_number() OVER () - 1"
+        options = self.options + (", file_row_number=true" if self.reader == "read_parquet" else "")
+        drop = " EXCLUDE (file_row_number)" if self.reader == "read_parquet" else ""
         one = (
-            f"SELECT *, {literal(f)} AS _file, row_number() OVER () - 1 AS _row FROM "
-            + self.sql.replace(names, f"[{literal(f)}]", 1)
+            f"SELECT *{drop}, {literal(f.shown)} AS _file, {row} AS _row FROM {scan(self.reader, [f], options)}"
             for f in self.files
         )
         return f"({' UNION ALL '.join(one)})"
 
+    def locate(self, con: duckdb.DuckDBPyConnection, condition: str, column: str) -> tuple[str, object]:
+        """Where the first row is for which a condition holds, in words, and its value in ``column``."""
+        found = con.execute(
+            f"SELECT _file, _row, {quote(column)}::VARCHAR FROM {self.positioned()} WHERE {condition} "
+            "ORDER BY _file, _row LIMIT 1"
+        ).fetchall()
+        file, row, value = found[0] if found else (self.shown, "unknown", None)
+        return f"{file}, column {column!r}, row {row} (counted from 0)", value
+
     def require(self, names: Sequence[str], setting: str) -> None:
-        """Stop unless all these columns exist.
+        """Stop unless all these columns exist and hold values of one type.
 
         Raises:
-            DataError: naming the missing columns, the file and the setting to correct.
+            DataError: naming the column, the file and the setting to correct.
         """
         if missing := [n for n in names if n not in self.columns]:
             raise DataError(
                 f"no column {missing[0]!r}; there are {sorted(self.columns)}",
-                where=self.files[0] + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""),
+                where=self.shown,
                 cure=f"correct {setting} in the data config",
             )
+        for name in names:
+            if name in self.mixed:
+                raise DataError(
+                    f"column {name!r} holds values of several types: {self.mixed[name]}",
+                    where=f"{self.shown}, column {name!r}",
+                    cure="write one type throughout",
+                )
+
+
+def scan(reader: str, files: Sequence[File], options: str) -> str:
+    """A call of one of DuckDB's readers. Names are given literally: ``[`` would start a pattern."""
+    names = ", ".join(literal(re.sub(r"[\[*?]", r"[\g<0>]", f.name)) for f in files)
+    return f"{reader}([{names}]{options})"
 
 
 def quote(name: str) -> str:
@@ -81,116 +117,155 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def open_source(con: duckdb.DuckDBPyConnection, paths: Sequence[str], base: str, types: Mapping[str, str]) -> Source:
+def open_source(con: duckdb.DuckDBPyConnection, paths: Sequence[str], base: str = "") -> Source:
     """Resolve paths (relative ones against ``base``) and describe what is there.
 
     Raises:
-        DataError: nothing is there, a file is corrupt, or the files disagree in their columns.
+        ConfigError: an unknown format, or several.
+        DataError: nothing is there, a file is empty or corrupt, or the files disagree in their columns.
     """
-    resolved = [p if "://" in p or Path(p).is_absolute() or not base else f"{base.rstrip('/')}/{p}" for p in paths]
-    if any("://" in p for p in resolved):
-        return _open_uri(con, resolved)
-    files = [f for p in resolved for f in _expand(p)]
-    formats = {_format(f) for f in files}
+    files = resolve(paths, base)
+    for f in files:
+        if f.format is None:
+            raise ConfigError(f"{f.shown}: unknown format; expected a name that ends in one of {', '.join(SUFFIXES)}")
+        if f.size == 0:
+            raise DataError("the file is empty (0 bytes)", where=f.shown, cure="write it again, or remove it")
+    formats = sorted({str(f.format) for f in files})
     if len(formats) > 1:
-        raise ConfigError(f"files of several formats {sorted(formats)} in one source {list(paths)}; give one format")
-    form = formats.pop()
-    names = "[" + ", ".join(literal(f) for f in files) + "]"
-    if form == "parquet":
-        _check_parquet(files)
-        sql = f"read_parquet({names}, union_by_name=false)"
-    elif form == "csv":
-        sql = f"read_csv({names}, all_varchar=true, header=true, null_padding=false, strict_mode=true)"
-    else:
-        sql = _json_sql(con, names)
-    try:
-        columns = {str(r[0]): str(r[1]) for r in con.execute(f"DESCRIBE SELECT * FROM {sql}").fetchall()}
-    except duckdb.Error as e:
-        raise DataError(str(e).splitlines()[0], where=", ".join(files[:3]), cure="repair or remove the file") from e
-    return Source(sql, columns, tuple(files), form == "csv")
+        raise ConfigError(f"files of several formats {formats} in one source {list(paths)}; name those of one format")
+    register(con, files)
+    return {"parquet": _parquet, "csv": _csv, "json": _json}[formats[0]](con, files)
 
 
-def _json_sql(con: duckdb.DuckDBPyConnection, names: str) -> str:
-    """JSON keeps its own types, but strings that look like dates must stay strings (they may be naive)."""
-    sql = f"read_json({names}, format='newline_delimited', convert_strings_to_integers=false)"
-    try:
-        described = con.execute(f"DESCRIBE SELECT * FROM {sql}").fetchall()
-    except duckdb.Error as e:
-        raise DataError(str(e).splitlines()[0], where=names, cure="repair or remove the file") from e
-    columns = ", ".join(
-        f"{literal(str(r[0]))}: {literal('VARCHAR' if str(r[1]).startswith(('DATE', 'TIME', 'UUID')) else str(r[1]))}"
-        for r in described
-    )
-    return f"read_json({names}, format='newline_delimited', columns={{{columns}}})"
-
-
-def _expand(path: str) -> list[str]:
-    p = Path(path)
-    if p.is_dir():
-        found = sorted(f for f in p.rglob("*") if f.is_file() and _suffix(f) and not f.name.startswith((".", "_")))
-    elif any(ch in path for ch in "*?["):
-        root = Path(p.anchor) if p.is_absolute() else Path()
-        found = sorted(f for f in root.glob(str(p.relative_to(root) if p.is_absolute() else p)) if f.is_file())
-    else:
-        found = [p] if p.is_file() else []
-    if not found:
-        raise DataError("no such file", where=path, cure="correct files, or the `source` setting, in the data config")
-    return [str(f) for f in found]
-
-
-def _suffix(path: Path) -> str | None:
-    """Format by name; ``.csv.gz`` and the like count as what they compress."""
-    for suffix in reversed(path.suffixes[-2:]):
-        if suffix in _FORMATS:
-            return _FORMATS[suffix]
-    return None
-
-
-def _format(file: str) -> str:
-    form = _suffix(Path(file))
-    if form is None:
-        raise ConfigError(f"{file}: unknown format; expected a name that ends in {sorted(_FORMATS)} (or + .gz)")
-    return form
-
-
-def _check_parquet(files: Sequence[str]) -> None:
+def _parquet(con: duckdb.DuckDBPyConnection, files: tuple[File, ...]) -> Source:
     """Open every footer: a truncated file is named, and so is one whose columns differ from the first's."""
     first: pa.Schema | None = None
     for f in files:
         try:
-            schema = pq.read_schema(f)
+            schema = pq.read_schema(f.path, filesystem=f.filesystem)
         except (pa.ArrowInvalid, OSError) as e:
             raise DataError(
-                f"not a readable Parquet file: {e}", where=f, cure="write the file again; it may be truncated"
+                f"not a readable Parquet file: {e}", where=f.shown, cure="write the file again; it may be truncated"
             ) from e
-        if first is None:
-            first = schema
+        first = first or schema
         for name in first.names:
-            if name not in schema.names or schema.field(name).type != first.field(name).type:
-                there = schema.field(name).type if name in schema.names else "absent"
+            there = str(schema.field(name).type) if name in schema.names else "absent"
+            if there != str(first.field(name).type):
                 raise DataError(
-                    f"column {name!r} is {there}, but {first.field(name).type} in {files[0]}",
-                    where=f,
+                    f"column {name!r} is {there}, but {first.field(name).type} in {files[0].shown}",
+                    where=f"{f.shown}, column {name!r}",
                     cure="write all files of a table with the same columns and types",
                 )
+    return _described(con, files, "read_parquet", ", union_by_name=false, hive_types_autocast=false")
 
 
-def _open_uri(con: duckdb.DuckDBPyConnection, uris: Sequence[str]) -> Source:
-    parts = []
-    for uri in uris:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
-        form = _suffix(Path(path)) or "parquet"
-        options = {"format": form}
-        if form == "csv":
-            header = pads.dataset(path, filesystem=filesystem, format="csv").schema.names
-            convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True)
-            options = {"format": pads.CsvFileFormat(convert_options=convert)}
-        try:
-            parts.append(pads.dataset(path, filesystem=filesystem, **options))
-        except (pa.ArrowInvalid, FileNotFoundError) as e:
-            raise DataError(str(e).splitlines()[0], where=uri, cure="correct files in the data config") from e
-    whole = parts[0] if len(parts) == 1 else pads.dataset(parts)
-    name = f"uri_{len(con.execute('SHOW TABLES').fetchall())}"
-    con.register(name, whole)
-    columns = {str(r[0]): str(r[1]) for r in con.execute(f"DESCRIBE SELECT * FROM {name}").fetchall()}
-    return Source(name, columns, tuple(f for p in parts for f in p.files), form == "csv")
+def _csv(con: duckdb.DuckDBPyConnection, files: tuple[File, ...]) -> Source:
+    """Text, quoted by ``"``; an empty field is null, whether quoted or not."""
+    delimiter, first = _header(files[0])
+    for f in files:
+        other, names = _header(f)
+        if twice := sorted({n for n in names if n and names.count(n) > 1}):
+            raise DataError(f"several columns are named {twice[0]!r}", where=f.shown, cure="rename one of them")
+        if (lacks := [n for n in first if n not in names]) or other != delimiter:
+            raise DataError(
+                f"no column {lacks[0]!r}; there are {names}"
+                if lacks
+                else f"columns separated by {other!r}; expected {delimiter!r}",
+                where=f"{f.shown}, line 1",
+                cure=f"write all files of a table with the columns of {files[0].shown}",
+            )
+    dialect = f"""delim={literal(delimiter)}, quote='"', escape='"', strict_mode=true, null_padding=false"""
+    options = f", all_varchar=true, header=true, {dialect}, hive_types_autocast=false"
+    return _described(con, files, "read_csv", options)
+
+
+def _header(file: File) -> tuple[str, list[str]]:
+    """The delimiter and the column names of a CSV file."""
+    try:
+        with file.filesystem.open_input_stream(file.path) as stream:
+            text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+            line = text.readline()
+            delimiter = next((d for d in _DELIMITERS if d in line), ",")
+            names = next(csv.reader([line], delimiter=delimiter), [])
+            text.detach()
+    except (UnicodeDecodeError, OSError, csv.Error) as e:
+        raise DataError(
+            f"not readable as text: {e}",
+            where=f"{file.shown}, line 1",
+            cure="write UTF-8, and compress as the name says",
+        ) from e
+    return delimiter, names
+
+
+def _json(con: duckdb.DuckDBPyConnection, files: tuple[File, ...]) -> Source:
+    """One object a line. Every line is looked at for the types; strings that look like dates stay strings."""
+    guess = scan("read_json", files, ", format='newline_delimited', sample_size=-1, hive_types_autocast=false")
+    columns = {n: _DATE_LIKE.sub("VARCHAR", t) for n, t in _describe(con, files, guess).items()}
+    # a column is JSON where its values are of several types, or all null
+    unclear = [n for n, t in columns.items() if t == "JSON"]
+    columns |= dict.fromkeys((n for n in unclear if not _any(con, guess, n)), "VARCHAR")
+    types = ", ".join(f"{literal(n)}: {literal(t)}" for n, t in columns.items())
+    s = _described(con, files, "read_json", f", format='newline_delimited', columns={{{types}}}")
+    mixed = {n: _several_types(con, s, n) for n in unclear if columns[n] == "JSON"}
+    return Source(s.files, s.reader, s.options, s.columns, mixed)
+
+
+def _any(con: duckdb.DuckDBPyConnection, table: str, column: str) -> bool:
+    return bool(con.execute(f"SELECT count({quote(column)}) FROM {table}").fetchall()[0][0])
+
+
+def _several_types(con: duckdb.DuckDBPyConnection, s: Source, column: str) -> str:
+    """The types of a column of mixed values, each with the first row where it occurs."""
+    found = con.execute(
+        f"SELECT json_type({quote(column)}) AS t, arg_min(_file, _row), min(_row) FROM {s.positioned()} "
+        f"WHERE {quote(column)} IS NOT NULL GROUP BY t ORDER BY t"
+    ).fetchall()
+    return ", ".join(f"{kind} ({file}, row {row})" for kind, file, row in found)
+
+
+def _described(con: duckdb.DuckDBPyConnection, files: tuple[File, ...], reader: str, options: str) -> Source:
+    return Source(files, reader, options, _describe(con, files, scan(reader, files, options)))
+
+
+def _describe(con: duckdb.DuckDBPyConnection, files: Sequence[File], table: str) -> dict[str, str]:
+    try:
+        return {str(r[0]): str(r[1]) for r in con.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()}
+    except READ_ERRORS as e:
+        raise unreadable(e, files) from e
+
+
+def unreadable(error: Exception, files: Sequence[File]) -> DataError:
+    """What a reader's error says: the file, the line or the column, and what to do."""
+    message = str(error)
+    named = [f for f in files if re.search(rf"(?<![\w/]){re.escape(f.name)}(?!\w)", message)]
+    file = max(named, key=lambda f: len(f.name), default=files[0] if len(files) == 1 else None)
+    where = "; ".join(f.shown for f in files) if file is None else file.shown
+    if line := re.search(r"on Line: (\d+)|in line (\d+)", message):
+        where += f", line {line[1] or line[2]}"
+    elif file is not None and file.format == "parquet":
+        where += _damaged_column(file)
+    what = [x.strip() for x in message.splitlines() if x.strip()]
+    said = next((x for x in what[1:4] if not x.startswith(("Original", "CSV Error"))), "")
+    for f in files:
+        what[0] = what[0].replace(f.name, f.shown)
+    return DataError(
+        what[0] + (f"; {said}" if said and "CSV" in message else ""), where=where, cure="repair or remove the file"
+    )
+
+
+def _damaged_column(file: File) -> str:
+    """The first column chunk of a Parquet file that cannot be read."""
+    try:
+        parquet = pq.ParquetFile(file.filesystem.open_input_file(file.path))
+        start = 0
+        for group in range(parquet.num_row_groups):
+            rows = parquet.metadata.row_group(group).num_rows
+            for name in parquet.schema_arrow.names:
+                try:
+                    parquet.read_row_group(group, columns=[name])
+                except (pa.ArrowException, OSError):
+                    return f", column {name!r}, rows {start} to {start + rows - 1}"
+            start += rows
+    except (pa.ArrowException, OSError):
+        pass
+    return ""

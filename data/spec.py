@@ -8,20 +8,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from types import UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
+from data.instants import is_cut
 from towers.errors import ConfigError
 from towers.features import Action, Feature
 
 Policy = Literal["stop", "set_aside"]
 
 
-def _strict(cls: type, spec: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The mapping itself, once its keys are known to be fields of ``cls``."""
+# What ``tasks.NAME.candidates`` may say; anything else is a file.
+CANDIDATES = ("all", "trained", "live", "held_out")
+
+
+def _strict(cls: type, spec: Mapping[str, Any], where: str, required: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping itself, once its keys are known to be fields of ``cls`` and its plain values fit them."""
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"{where}: expected settings, got {spec!r}")
     known = {f.name for f in fields(cls)}
-    if unknown := sorted(set(spec) - known):
+    if unknown := sorted(set(map(str, spec)) - known):
         raise ConfigError(f"{where}: unknown settings {unknown}; known are {sorted(known)}")
+    if missing := [name for name in required if spec.get(name) is None]:
+        raise ConfigError(f"{where}: set {' and '.join(missing)}")
+    hints = get_type_hints(cls)
+    for name, value in spec.items():
+        if not _fits(value, hints[name]):
+            options = [a for a in get_args(hints[name]) if isinstance(a, str)]
+            wanted = f"one of {options}" if options else getattr(hints[name], "__name__", str(hints[name]))
+            raise ConfigError(f"{where}: {name} is {value!r}; expected {wanted}")
     return dict(spec)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a plain type; structured ones are parsed by themselves."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, h) for h in get_args(hint))
+    if hint in (int, float):
+        return not isinstance(value, bool) and isinstance(value, int if hint is int else (int, float))
+    if hint in (bool, str, type(None)):
+        return isinstance(value, hint)
+    return True
 
 
 def _paths(files: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -81,7 +110,7 @@ class EventsSpec:
         if isinstance(kw.get("time"), str):
             kw["time"] = {"column": kw["time"]}
         if kw.get("time"):
-            kw["time"] = TimeSpec(**_strict(TimeSpec, kw["time"], "events.time"))
+            kw["time"] = TimeSpec(**_strict(TimeSpec, kw["time"], "events.time", ["column"]))
         return cls(**kw)
 
     @property
@@ -133,7 +162,8 @@ class EntitySpec:
         kw["files"] = _paths(kw.get("files"))
         kw.setdefault("key", key)
         kw["features"] = tuple(Feature.parse(n, f) for n, f in (kw.get("features") or {}).items())
-        lists = {n: _strict(ListSpec, v, f"{side}.lists.{n}") for n, v in (kw.get("lists") or {}).items()}
+        need = ["files", "key", "value"]
+        lists = {n: _strict(ListSpec, v, f"{side}.lists.{n}", need) for n, v in (kw.get("lists") or {}).items()}
         kw["lists"] = tuple((n, ListSpec(**{**v, "files": _paths(v["files"])})) for n, v in lists.items())
         kw["attributes"] = tuple(kw.get("attributes") or ())
         return cls(**kw)
@@ -167,7 +197,8 @@ class TaskSpec:
         targets: splits whose positives are to be found.
         candidates: ``all`` items, ``trained`` items (with a training event), ``live`` (posted and not
             expired at the query's time), ``held_out`` (the items of the targets), or a file of item ids.
-        exclude: splits whose items a user is not shown again, or a file of (user, item) pairs.
+        exclude: splits whose items a user is not shown again, or a file of (user, item) pairs; by default
+            every split that comes before the targets' (an empty list: nothing).
         exclude_groups: exclude all items of an excluded item's group.
         unit: ``user`` (one query for each user, all targets at once) or ``event`` (one for each user and time).
     """
@@ -183,8 +214,10 @@ class TaskSpec:
         """From one entry of the ``tasks`` block."""
         kw = _strict(cls, spec, f"tasks.{name}")
         kw["targets"] = _paths(kw.get("targets", name))
-        if not isinstance(kw.get("exclude", ()), str):
-            kw["exclude"] = tuple(kw.get("exclude") or ())
+        first = "valid" if "valid" in kw["targets"] else "test"
+        earlier = () if "train" in kw["targets"] else ("train",) if first == "valid" else ("train", "valid")
+        exclude = kw.get("exclude")
+        kw["exclude"] = earlier if exclude is None else exclude if isinstance(exclude, str) else tuple(exclude)
         return cls(**kw)
 
 
@@ -242,7 +275,7 @@ class DatasetSpec:
         Raises:
             ConfigError: listing every mistake that was found.
         """
-        kw = _strict(cls, spec, "data")
+        kw = _strict(cls, spec, "data", ["name"])
         errors: list[str] = []
 
         def attempt(key: str, make: Any) -> None:
@@ -255,9 +288,12 @@ class DatasetSpec:
         for side, key in (("users", "user"), ("items", "item")):
             attempt(side, lambda side=side, key=key: EntitySpec.parse(kw.get(side), side, key))
         actions = kw.get("actions") or {"click": {}}
-        attempt("actions", lambda: tuple(Action(n, **_strict(Action, a or {}, n)) for n, a in actions.items()))
+        attempt(
+            "actions",
+            lambda: tuple(Action(str(n), **_strict(Action, a or {}, f"actions.{n}")) for n, a in actions.items()),
+        )
         attempt("split", lambda: SplitSpec(**_strict(SplitSpec, kw.get("split") or {}, "split")))
-        tasks = kw.get("tasks") or {"valid": {"exclude": ["train"]}, "test": {"exclude": ["train", "valid"]}}
+        tasks = kw.get("tasks") or {"valid": {}, "test": {}}
         attempt("tasks", lambda: tuple((n, TaskSpec.parse(n, t or {})) for n, t in tasks.items()))
         attempt("faults", lambda: _limits(kw.get("faults") or {}))
         if errors:
@@ -270,6 +306,7 @@ class DatasetSpec:
         errors = []
         e = self.events
         named = [n for n, _ in e.files if n]
+        errors += _split_errors(self.split)
         if self.split.rule == "given" and not named and not e.split:
             errors.append("split.rule given: name a split for each file (events.files: {train: …}) or set events.split")
         if self.split.rule != "given" and (named or e.split):
@@ -284,7 +321,16 @@ class DatasetSpec:
             errors.append("actions: no action has a positive weight, so nothing can be learnt")
         if any(a.weight < 0 for a in self.actions):
             errors.append("actions: weights must not be negative; 0 marks an action that is no positive")
+        if wrong := sorted(set(e.types.values()) - {"int64", "string"}):
+            errors.append(f"events.types: {wrong[0]!r}; ids are int64 or string")
+        if unknown := sorted(set(e.types) - {e.user, e.item}):
+            errors.append(f"events.types: {unknown} are no id columns; those are {e.user!r} and {e.item!r}")
+        for side, entity in (("users", self.users), ("items", self.items)):
+            errors += _entity_errors(side, entity)
         for name, t in self.tasks:
+            errors += self._split_name_errors(name, t, named)
+            if t.exclude_groups and not self.items.group:
+                errors.append(f"tasks.{name}: exclude_groups needs items.group")
             if t.unit == "event" and e.clock == "none":
                 errors.append(f"tasks.{name}: unit event needs events.time or events.order")
             if t.candidates == "live" and (e.clock != "time" or not (self.items.posted or self.items.expires)):
@@ -294,15 +340,65 @@ class DatasetSpec:
         if errors:
             raise ConfigError("\n".join(["the data config cannot work:", *(f"  - {e}" for e in errors)]))
 
+    def _split_name_errors(self, name: str, task: TaskSpec, named: list[str]) -> list[str]:
+        """Targets and exclusions that name a split which cannot be."""
+        excluded = task.exclude if isinstance(task.exclude, tuple) else ()
+        if self.events.split:  # any value of the column may be a split
+            known = set(self.split_names)
+            wrong = [s for s in excluded if s not in known]
+        else:
+            known = set(named or ("train", "valid", "test"))
+            implied = {"train", "valid"}  # the default exclusions, where a dataset has no such split
+            wrong = [s for s in task.targets if s not in known] + [s for s in excluded if s not in known | implied]
+        return [f"tasks.{name}: no split {s!r}; there are {sorted(known)}" for s in wrong]
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """Names of the splits by code: train, valid, then every test split."""
+        named = [n for n, _ in self.events.files if n] or [t for _, task in self.tasks for t in task.targets]
+        tests = tuple(dict.fromkeys(n for n in named if n not in ("train", "valid")))
+        return ("train", "valid", *(tests or ("test",)))
+
     def refitted(self) -> Self:
         """The same dataset with the validation split moved into training."""
         return replace(self, refit=True, name=f"{self.name}-refit")
+
+
+def _split_errors(s: SplitSpec) -> list[str]:
+    """Shares that are none, and cuts that cannot be read."""
+    if s.rule == "global_time":
+        return [
+            f"split.{key}: {value!r} is neither an ISO instant, nor days (7d), nor a share between 0 and 1"
+            for key, value in (("valid", s.valid), ("test", s.test))
+            if not is_cut(value)
+        ]
+    if s.rule in ("random_per_user", "cold_items"):
+        shares = [v for v in (s.valid, s.test) if isinstance(v, int | float) and 0 <= v < 1]
+        if len(shares) < 2 or sum(shares) >= 1:
+            return [
+                f"split.rule {s.rule}: valid {s.valid!r} and test {s.test!r} must be shares that leave some to train"
+            ]
+    return ["split.min_items must be at least 1"] if s.min_items < 1 else []
+
+
+def _entity_errors(side: str, e: EntitySpec) -> list[str]:
+    """Settings that need a table which is not there, and types of columns that are no ids."""
+    errors = []
+    if unknown := sorted(set(e.types) - {e.key}):
+        errors.append(f"{side}.types: {unknown} are no id column; that is {e.key!r}")
+    if wrong := sorted(set(e.types.values()) - {"int64", "string"}):
+        errors.append(f"{side}.types: {wrong[0]!r}; ids are int64 or string")
+    if not e.files:
+        needs = [f"features.{f.name}" for f in e.features if f.columns] + [f"lists.{n}" for n, _ in e.lists]
+        needs += [n for n in ("attributes", "posted", "expires", "group") if getattr(e, n)]
+        errors += [f"{side}.{n}: set {side}.files to the table that holds it" for n in needs]
+    return errors
 
 
 def _limits(spec: Mapping[str, Any]) -> dict[str, Limit]:
     if unknown := sorted(set(spec) - set(FAULTS)):
         raise ConfigError(f"faults: unknown {unknown}; known are {sorted(FAULTS)}")
     return {
-        name: Limit(**_strict(Limit, {**default.__dict__, **(spec.get(name) or {})}, f"faults.{name}"))
+        name: Limit(**{**default.__dict__, **_strict(Limit, spec.get(name) or {}, f"faults.{name}")})
         for name, default in FAULTS.items()
     }

@@ -7,19 +7,18 @@ number of groups: jobs, or families of reposts.
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.instants import DAY_US, DAYS, instant, iso
 from data.spec import SplitSpec
 from towers.errors import ConfigError
 
 TRAIN, VALID, TEST, LEFT_OUT = 0, 1, 2, -1
 Codes = NDArray[np.int8]
 Ints = NDArray[np.int64]
-_DAY_US = 86_400_000_000
 
 
 def _mix(x: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
@@ -44,8 +43,8 @@ def cold_items(item: Ints, valid: float, test: float, seed: int) -> Codes:
 def leave_last_out(user: Ints, group: Ints, positive: NDArray[np.bool_], min_items: int) -> Codes:
     """A user's last group by first event is test, the one before it valid.
 
-    The target is the first event of that group. Whatever the user did from the valid target on, and
-    other events of the two groups, is left out, so that nothing in training lies after a target.
+    The target is the first event of that group. Whatever else the user did from the valid target on is left
+    out, and with it the other events of the two groups, so that nothing in training lies after a target.
     """
     split = np.full(len(user), TRAIN, np.int8)
     rows = np.flatnonzero(positive)
@@ -57,10 +56,11 @@ def leave_last_out(user: Ints, group: Ints, positive: NDArray[np.bool_], min_ite
     # everything from a user's valid target on
     starts = np.flatnonzero(np.diff(user, prepend=-1))
     begin = np.full(len(starts), len(user))
-    begin[np.searchsorted(starts, valid, side="right") - 1] = valid
+    for held_out in (test, valid):  # a user with a single group has no valid target
+        begin[np.searchsorted(starts, held_out, side="right") - 1] = held_out
     later = np.arange(len(user)) >= np.repeat(begin, np.diff(np.append(starts, len(user))))
     split[later] = LEFT_OUT
-    # earlier events of the two held-out groups cannot exist: their first event is the target itself
+    # earlier positives of the two groups cannot exist; a job that was merely shown stays shown
     split[valid], split[test] = VALID, TEST
     return split
 
@@ -102,36 +102,32 @@ def _distinct(user: Ints, group: Ints) -> tuple[Ints, Ints, Ints]:
     return first, owner, np.bincount(owner).astype(np.int64)
 
 
-def boundaries(spec: SplitSpec, first: int, last: int, quantile: dict[float, int]) -> tuple[int, int]:
+def boundaries(spec: SplitSpec, first: int, last: int, begin: Callable[[float, int], int]) -> tuple[int, int]:
     """``global_time``: microseconds at which valid and test begin.
 
     Args:
-        spec: ``valid`` and ``test`` as ISO instants, as days (``"7d"``, valid counted back from test), or as shares.
+        spec: ``valid`` and ``test`` as ISO instants (UTC unless they say otherwise), as days counted back
+            from the end of the split (``"7d"``), or as shares of all events.
         first: earliest event.
         last: latest event.
-        quantile: time below which a share of the events lies, for the shares that ``shares(spec)`` names.
+        begin: of (share, end): the instant from which on, and before ``end``, that share of all events lies.
+
+    Raises:
+        ConfigError: a split would be empty.
     """
 
-    def at(value: float | str, end: int, before: float) -> int:
-        if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?d", value):
-            return end - int(float(value[:-1]) * _DAY_US)
-        if isinstance(value, str):
-            when = datetime.fromisoformat(value)
-            return round((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1_000_000)
-        return quantile[round(1 - value - before, 9)]
+    def start(value: float | str, end: int) -> int:
+        if isinstance(value, float | int):
+            return begin(value, end)
+        days = DAYS.fullmatch(value)
+        return end - round(float(days[1]) * DAY_US) if days else instant(value)
 
-    test_from = at(spec.test, last + 1, 0.0)
-    valid_from = at(spec.valid, test_from, spec.test if not isinstance(spec.test, str) else 0.0)
+    test_from = start(spec.test, last + 1)
+    valid_from = start(spec.valid, test_from)
     if not first < valid_from < test_from <= last:
         raise ConfigError(
-            f"split global_time: train {first} … valid {valid_from} … test {test_from} … {last} (µs) leaves a split "
-            "empty; correct split.valid and split.test"
+            "split global_time leaves a split empty: the log runs from "
+            f"{iso(first)} to {iso(last)}, valid from {iso(valid_from)}, test from {iso(test_from)}; "
+            "correct split.valid and split.test"
         )
     return valid_from, test_from
-
-
-def shares(spec: SplitSpec) -> list[float]:
-    """The quantiles that ``boundaries`` will ask for."""
-    test = 0.0 if isinstance(spec.test, str) else spec.test
-    out = [] if isinstance(spec.test, str) else [round(1 - test, 9)]
-    return out if isinstance(spec.valid, str) else [*out, round(1 - spec.valid - test, 9)]

@@ -10,10 +10,11 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data import entities, splits
-from data.events import FAULT_CODES, Events, Log
+from data.events import FAULT_CODES, PLAUSIBLE_US, Events, Log
 from data.histories import history_ends, stage
 from data.spec import DatasetSpec, Limit
 from data.writer import Parts
@@ -40,6 +41,8 @@ class Stream:
         self.weights = np.array([a.weight for a in spec.actions], np.float32)
         self.eligible = np.array([a.history for a in spec.actions])
         self.examples, self.history = Parts(out, "examples"), Parts(out, "history")
+        self.ids = users.ids, items.ids
+        self.repeated = Parts(out, "rejected", name="duplicate")
         self.user_events = np.zeros(len(users.ids), np.int64)
         self.item_events = np.zeros(len(items.ids), np.int64)
         self.faults: Counter[str] = Counter({**(users.counts or {})})
@@ -52,12 +55,22 @@ class Stream:
             self.bounds = self._boundaries()
 
     def _boundaries(self) -> tuple[int, int]:
-        want = splits.shares(self.spec.split)
-        quantiles = ", ".join(f"quantile_disc(time, {q})" for q in want) or "NULL"
-        found = self.con.execute(f"SELECT min(time), max(time), {quantiles} FROM log").fetchall()[0]
-        if found[0] is None:
-            raise DataError("the log has no events", where=str(self.spec.events.files), cure="correct events.files")
-        return splits.boundaries(self.spec.split, found[0], found[1], dict(zip(want, found[2:], strict=False)))
+        log = f"log WHERE time BETWEEN {PLAUSIBLE_US[0]} AND {PLAUSIBLE_US[1]}"
+        first, last, n = self.con.execute(f"SELECT min(time), max(time), count(*) FROM {log}").fetchall()[0]
+        if not n:
+            raise self._empty()
+
+        def begin(share: float, end: int) -> int:
+            before = self.con.execute(f"SELECT count(*) FROM {log} AND time < {end}").fetchall()[0][0]
+            rest = max(0.0, 1 - share * n / before) if before else 0.0
+            query = f"SELECT quantile_disc(time, {rest:.12f}) FROM {log} AND time < {end}"
+            return int(self.con.execute(query).fetchall()[0][0] or first)
+
+        return splits.boundaries(self.spec.split, first, last, begin)
+
+    def _empty(self) -> DataError:
+        files = "; ".join(s.shown for _, s in self.log.sources)
+        return DataError("the log has no rows", where=files, cure="correct events.files")
 
     def run(self, progress: Progress) -> None:
         """Read the log to its end."""
@@ -66,6 +79,7 @@ class Stream:
             progress("writing examples and histories", 0.1 + 0.7 * min(1.0, self.rows / max(self.rows + 1, 1 << 22)))
         self.examples.close()
         self.history.close()
+        self.repeated.close()
 
     def _whole_users(self) -> Iterator[Events]:
         """Faulty rows counted and dropped; the rest cut at user boundaries."""
@@ -117,8 +131,24 @@ class Stream:
         if same.any():
             same[1:] &= (e.user[1:] == e.user[:-1]) & (e.action[1:] == e.action[:-1]) & (e.split[1:] == e.split[:-1])
             self.faults["duplicate"] += int(same.sum())
+            self._set_aside(e.take(same))
             return e.take(~same)
         return e
+
+    def _set_aside(self, e: Events) -> None:
+        """Write repeated rows to ``rejected/duplicate.parquet``."""
+        users, items = self.ids
+        columns: dict[str, Any] = {c.USER: users.take(pa.array(e.user)), c.ITEM: items.take(pa.array(e.item))}
+        if self.spec.events.clock != "none":
+            columns[c.TIME] = self._times(e)
+        names = pa.array([a.name for a in self.spec.actions])
+        columns |= {c.ACTION: names.take(pa.array(e.action)), c.WEIGHT: e.weight}
+        self.repeated.write(e.user, pa.table(columns))
+
+    def _times(self, e: Events) -> Any:
+        if self.spec.events.clock == "order":
+            return e.time
+        return pa.array(e.time).cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC"))
 
     def _split(self, e: Events) -> NDArray[np.int8]:
         rule, s = self.spec.split.rule, self.spec.split
@@ -151,11 +181,9 @@ class Stream:
         ends: NDArray[np.int64],
         eligible: NDArray[np.bool_],
     ) -> None:
-        clock = self.spec.events.clock
-        time = e.time if clock == "order" else pa.array(e.time).cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC"))
         columns: dict[str, Any] = {c.USER_ROW: e.user, c.ITEM_ROW: e.item, c.ACTION: e.action}
-        if clock != "none":
-            columns[c.TIME] = time
+        if self.spec.events.clock != "none":
+            columns[c.TIME] = self._times(e)
         # examples first: their history ends count what the history log held before this call
         self.examples.write(e.user, pa.table({**columns, c.WEIGHT: weight, c.SPLIT: split, c.HISTORY_END: ends}))
         log = pa.table({**columns, "stage": stages})
@@ -163,30 +191,29 @@ class Stream:
             log = log.filter(pa.array(eligible))
         self.history.write(e.user[eligible], log)
 
+    def _first_repeated(self) -> str:
+        row = pq.read_table(self.out / next(iter(self.repeated.files))).slice(0, 1).to_pylist()[0]
+        return self.log.where_repeated(row[c.USER], row[c.ITEM])
+
     def check(self) -> tuple[dict[str, Any], dict[str, int]]:
         """Counts, once every fault is within its limit.
 
         Raises:
             DataError: a fault that stops, too many rows set aside, or an empty split.
         """
-        for name in FAULT_CODES:
+        if not self.rows:
+            raise self._empty()
+        for name in _MEANING:
             if n := self.faults[name]:
                 limit: Limit = self.spec.faults[name]
-                file, row, user, item = self.log.reject(name, self.out / "rejected")
+                where = self._first_repeated() if name == "duplicate" else self.log.reject(name, self.out / "rejected")
                 if limit.policy == "stop" or n > limit.limit * self.rows:
                     raise DataError(
                         f"{n} of {self.rows} log rows: {_MEANING[name]}"
                         + (f", more than the limit of {limit.limit:.2%}" if limit.policy == "set_aside" else ""),
-                        where=f"first in {file}, row {row} (user {user!r}, item {item!r})",
+                        where=where,
                         cure=f"{_CURE[name]}, or set faults.{name}: {{policy: set_aside, limit: …}} in the data config",
                     )
-        n, limit = self.faults["duplicate"], self.spec.faults["duplicate"]
-        if n and (limit.policy == "stop" or n > limit.limit * self.rows):
-            raise DataError(
-                f"{n} of {self.rows} log rows repeat another (same user, item, time and action)",
-                where="; ".join(f for _, fs in self.spec.events.files for f in fs),
-                cure="remove them, or raise faults.duplicate.limit",
-            )
         wanted = {"train"} | {t for _, task in self.spec.tasks for t in task.targets}
         if self.spec.refit:
             wanted -= {"valid"}
@@ -214,6 +241,7 @@ _MEANING = {
     "unknown_user": "a user that the user table lacks",
     "unknown_item": "an item that the catalogue lacks",
     "after_expiry": "an event after its item had expired",
+    "duplicate": "the user, item, time and action of another row",
 }
 _CURE = {
     "null_key": "remove those rows",
@@ -224,6 +252,7 @@ _CURE = {
     "unknown_user": "complete the user table",
     "unknown_item": "complete the item table",
     "after_expiry": "correct items.expires or the log's clock",
+    "duplicate": "remove them",
 }
 
 

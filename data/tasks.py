@@ -44,7 +44,7 @@ def build_task(data: PreparedDataset, name: str, *, history_length: int, batch_s
         ends = data.history.stage_ends[queries.user, before - 1] if before else data.history.offsets[queries.user]
     n = len(first)
     blank = Examples(queries.user, np.full(n, -1, np.int32), queries.time, np.zeros(n, np.float32), queries.split, ends)
-    collate = Collator(data.history, data.schema.clock, history_length, training=False)
+    collate = Collator(data.history, data.schema.clock, history_length)
     posted, expires = data.item_times() if spec.candidates == "live" else (None, None)
     return Task(
         name=name,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,11 +26,10 @@ FORMAT_VERSION = 1
 
 
 class Parts:
-    """Rows sorted by user → ``FOLDER/BUCKET-GENERATION.parquet``, one writer open at a time."""
+    """Rows sorted by user → ``FOLDER/BUCKET-GENERATION.parquet``, or one file of a given name."""
 
-    def __init__(self, root: Path, folder: str, generation: int = 0) -> None:
-        self._root, self._folder, self._generation = root, folder, generation
-        (root / folder).mkdir(parents=True)
+    def __init__(self, root: Path, folder: str, generation: int = 0, name: str | None = None) -> None:
+        self._root, self._folder, self._generation, self._name = root, folder, generation, name
         self._bucket = -1
         self._writer: pq.ParquetWriter | None = None
         self.files: dict[str, int] = {}  # name → rows
@@ -44,15 +45,16 @@ class Parts:
             self._append(int(buckets[start]), table.slice(start, stop - start))
 
     def _append(self, bucket: int, table: pa.Table) -> None:
-        name = f"{self._folder}/{bucket:05d}-{self._generation:05d}.parquet"
-        if bucket != self._bucket:
+        part = self._name or f"{bucket:05d}-{self._generation:05d}"
+        name = f"{self._folder}/{part}.parquet"
+        if self._writer is None or (bucket != self._bucket and not self._name):
             self.close()
+            (self._root / self._folder).mkdir(parents=True, exist_ok=True)
             self._bucket = bucket
             # plain encoding: ids and offsets do not repeat enough for a dictionary to pay
             self._writer = pq.ParquetWriter(
                 self._root / name, table.schema, compression="zstd", compression_level=1, use_dictionary=False
             )
-        assert self._writer is not None
         self._writer.write_table(table)
         self.files[name] = self.files.get(name, 0) + len(table)
         self.rows += len(table)
@@ -92,10 +94,29 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def _clear_abandoned(target: Path) -> None:
+    """Remove what killed processes have left beside ``target``."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        match = re.fullmatch(r"\.(\d+)\.(tmp|old)", path.name.removeprefix(f".{target.name}"))
+        if match and not _alive(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A folder to write into that appears as ``target`` only if the block succeeds; an older one is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    _clear_abandoned(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()

@@ -142,7 +142,7 @@ def golden(dataset: PreparedDataset, embedder: Embedder, at: int | None) -> list
         np.zeros(len(rows), np.int8),
         h.offsets[rows + 1],
     )
-    collate = Collator(h, dataset.schema.clock, dataset.schema.history_length, training=False)
+    collate = Collator(h, dataset.schema.clock, dataset.schema.history_length)
     vectors = embed.query_embeddings(embedder, [collate(blank)])
     ids = dataset.ids("user").take(rows).to_pylist()
     return [Golden(user, vector, at) for user, vector in zip(ids, vectors, strict=True)]
