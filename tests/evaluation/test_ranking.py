@@ -60,6 +60,13 @@ def test_two_passes_are_taken_for_wide_rows(monkeypatch):
     assert seen == [(2, 64), (2, 5 * topk.GROUP)]
 
 
+def test_two_passes_keep_column_order_among_equals_of_different_groups():
+    scores = torch.zeros(1, 64 * topk.GROUP)
+    early, late = 2 * topk.GROUP, 5 * topk.GROUP
+    scores[0, late], scores[0, late + 1], scores[0, early] = 9, 7, 7
+    assert top_k(scores, 3)[1].tolist() == [[late, early, late + 1]]
+
+
 def test_equal_scores_go_by_column_even_for_the_last_place():
     task = make_task([[0]], range(5000))
     found = rank(torch.ones(1, 1), torch.ones(5000, 1), task, 10, target_ranks=True)
