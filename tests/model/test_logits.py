@@ -70,7 +70,7 @@ def _column(mask: torch.Tensor | None) -> list[bool]:
 
 def test_masked_candidates_get_no_probability_and_no_gradient() -> None:
     scores = torch.zeros(1, 3, requires_grad=True)
-    masked = logits.mask(scores, torch.tensor([[True, False, False]]), None, torch.tensor([[False, True, False]]))
+    masked = logits.mask(scores * 1, torch.tensor([[True, False, False]]), None, torch.tensor([[False, True, False]]))
     assert masked.tolist() == [[-INF, -INF, 0.0]]
     masked.softmax(1).square().sum().backward()
     assert scores.grad is not None

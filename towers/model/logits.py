@@ -11,6 +11,8 @@ Shapes: ``B`` examples, ``N`` sampled candidates, ``I`` items, ``D`` dim.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -122,9 +124,23 @@ def not_live(time: Tensor, posted: Tensor | None, expires: Tensor | None) -> Ten
     return late if early is None else early if late is None else early | late
 
 
+class _Masked(torch.autograd.Function):
+    """``-inf`` in place. Every loss is flat there, hence gradients need no second masking on their way back."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, *masks: Tensor) -> Tensor:
+        ctx.mark_dirty(scores)
+        for m in masks:
+            scores.masked_fill_(m, float("-inf"))
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (grads[0], *[None] * (len(ctx.needs_input_grad) - 1))
+
+
 def mask(scores: Tensor, *masks: Tensor | None) -> Tensor:
-    """``[B, N]`` scores, ``-inf`` where any of the ``[B, N]`` masks says so."""
-    for m in masks:
-        if m is not None:
-            scores = scores.masked_fill(m, float("-inf"))
-    return scores
+    """``[B, N]`` scores, ``-inf`` where any of the ``[B, N]`` masks says so. Changes ``scores`` itself."""
+    given = [m for m in masks if m is not None]
+    out: Tensor = _Masked.apply(scores, *given) if given else scores  # type: ignore[no-untyped-call]
+    return out
