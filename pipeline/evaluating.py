@@ -12,14 +12,23 @@ import torch
 from data.prepared import PreparedDataset
 from data.tasks import build_task
 from pipeline import build
-from pipeline.console import say
+from pipeline.console import err, say
 from pipeline.oracle import share_of_best
 from pipeline.runs import Run
 from towers.evaluation.evaluate import METRICS, evaluate
+from towers.evaluation.examples import Example, draw_examples
+from towers.evaluation.report import write_report
 from towers.evaluation.results import Evaluation
 from towers.evaluation.slices import history_length, target_warmth
+from towers.evaluation.table import table
 from towers.evaluation.task import Task
 from towers.model.module import Retrieval
+
+
+_SAID = {
+    "share_of_best_recall@100": "recall@100 as a share of the best achievable",
+    "cold_share_of_targets": "targets on items that training never saw",
+}
 
 
 def load(run: Run, dataset: PreparedDataset, device: str | None = None) -> Retrieval:
@@ -42,9 +51,26 @@ def evaluate_run(
         folder = run.folder / "eval" / name
         result.save(folder, dataset.ids("user").take(task.user), dataset.ids("item"), extra)
         out |= result.flat(name) | {f"{name}/{k}": v for k, v in extra.items() if isinstance(v, float)}
-        say(table(name, result, extra))
-        say(f"predictions, metrics and per-query values: {folder}")
+        write_report(folder / "report.html", result, examples(result, dataset), {**extra, **_origin(run)})
+        err.print(table(result))
+        for key, label in _SAID.items():
+            if key in extra:
+                say(f"  {label}: {extra[key]:.1%}")
+        if dataset.refit:
+            say("  refitted on train + validation")
+        say(f"metrics, predictions and report: {folder}")
     return out
+
+
+def _origin(run: Run) -> dict[str, Any]:
+    """What the report says of where its numbers come from."""
+    origin = run.provenance
+    return {
+        "commit": f"{origin['git_sha']}{' with changes' if origin['git_dirty'] else ''}",
+        "dataset": origin["dataset"],
+        "seed": origin["seed"],
+        "selected by": f"{run.metrics.get('monitor')} = {run.metrics.get('best')}, epoch {run.metrics.get('best_epoch')}",
+    }
 
 
 def evaluate_task(
@@ -77,24 +103,25 @@ def evaluate_task(
     return result, extra
 
 
-def table(name: str, result: Evaluation, extra: dict[str, Any]) -> str:
-    """Metrics with their intervals, as lines of text."""
-    mark = "  (refitted on train + validation)" if extra.get("refitted") else ""
-    lines = [f"{name}: {len(result.task):,} queries, {len(result.task.candidates):,} candidates{mark}"]
-    for metric in ("recall", "ndcg", "hr"):
-        cells = []
-        for k in result.ks:
-            key = f"{metric}@{k}"
-            interval = result.intervals[key]
-            cells.append(f"{key} {interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}]")
-        lines.append("  " + "   ".join(cells))
-    for key, label in (
-        ("share_of_best_recall@100", "recall@100 as a share of the best achievable"),
-        ("cold_share_of_targets", "targets that training never saw"),
-    ):
-        if key in extra:
-            lines.append(f"  {label}: {extra[key]:.1%}")
-    for part, scores in result.slices.get("target", {}).items():
-        k = max(result.ks)
-        lines.append(f"  {part} targets: recall@{k} {scores.values[f'recall@{k}']:.4f} ({scores.targets:,})")
-    return "\n".join(lines)
+def examples(result: Evaluation, dataset: PreparedDataset) -> list[Example]:
+    """Some queries in words, for the report."""
+    task = result.task
+    raw = dataset.raw("item")
+    names = [n for n in dataset.info["attributes"]["items"] if n in raw.column_names][:2]
+    ids = dataset.ids("item")
+    histories = np.concatenate(
+        [np.pad(b.history.numpy(), ((0, 0), (0, dataset.schema.history_length - b.history.shape[1])), constant_values=-1)
+         for b in task.batches]
+    )  # fmt: skip
+
+    def title(row: int) -> str:
+        shown = [str(raw[n][row].as_py()) for n in names if raw[n][row].as_py() is not None]
+        return ", ".join(shown) or str(ids[row].as_py())
+
+    users = dataset.ids("user")
+    return draw_examples(
+        result,
+        user=lambda q: str(users[int(task.user[q])].as_py()),
+        title=title,
+        history=lambda q: histories[q][histories[q] >= 0].tolist(),
+    )

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from omegaconf import DictConfig
 
-from data.prepared import HistoryLog, PreparedDataset
+from data.batches import Collator
+from data.prepared import Examples, HistoryLog, PreparedDataset
 from data.tasks import build_task
 from pipeline import build
 from pipeline.console import progress, say
@@ -85,7 +86,7 @@ def export(config: DictConfig) -> Path:
                 "run": str(run.folder),
                 "refitted": dataset.refit,
                 "dataset": dataset.name,
-                **_provenance(run),
+                **run.provenance,
             },
             measured=measured,
         )
@@ -128,9 +129,6 @@ def held_out_queries(dataset: PreparedDataset, embedder: Embedder, select: str, 
 
 def golden(dataset: PreparedDataset, embedder: Embedder, at: int | None) -> list[Golden]:
     """Some known users with the vectors that the trained model gives them at the end of the data."""
-    from data.batches import Collator
-    from data.prepared import Examples
-
     n = len(dataset.users)
     rows = np.unique(np.linspace(0, n - 1, GOLDEN).astype(np.int32))
     h = dataset.history
@@ -146,9 +144,3 @@ def golden(dataset: PreparedDataset, embedder: Embedder, at: int | None) -> list
     vectors = embed.query_embeddings(embedder, [collate(blank)])
     ids = dataset.ids("user").take(rows).to_pylist()
     return [Golden(user, vector, at) for user, vector in zip(ids, vectors, strict=True)]
-
-
-def _provenance(run: Run) -> dict[str, Any]:
-    import json
-
-    return dict(json.loads((run.folder / "provenance.json").read_text()))

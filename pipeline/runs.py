@@ -76,6 +76,11 @@ class Run:
         path = self.folder / "metrics.json"
         return json.loads(path.read_text()) if path.is_file() else {}
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """``provenance.json``."""
+        return dict(json.loads((self.folder / "provenance.json").read_text()))
+
     def begin(self, config: DictConfig, dataset: Path) -> None:
         """Write the resolved config and the provenance."""
         self.folder.mkdir(parents=True, exist_ok=True)
