@@ -24,7 +24,6 @@ from towers.evaluation.table import table
 from towers.evaluation.task import Task
 from towers.model.module import Retrieval
 
-
 _SAID = {
     "share_of_best_recall@100": "recall@100 as a share of the best achievable",
     "cold_share_of_targets": "targets on items that training never saw",
@@ -69,7 +68,8 @@ def _origin(run: Run) -> dict[str, Any]:
         "commit": f"{origin['git_sha']}{' with changes' if origin['git_dirty'] else ''}",
         "dataset": origin["dataset"],
         "seed": origin["seed"],
-        "selected by": f"{run.metrics.get('monitor')} = {run.metrics.get('best')}, epoch {run.metrics.get('best_epoch')}",
+        "selected by": run.metrics.get("monitor"),
+        "epochs": run.metrics.get("best_epoch"),
     }
 
 
@@ -109,10 +109,7 @@ def examples(result: Evaluation, dataset: PreparedDataset) -> list[Example]:
     raw = dataset.raw("item")
     names = [n for n in dataset.info["attributes"]["items"] if n in raw.column_names][:2]
     ids = dataset.ids("item")
-    histories = np.concatenate(
-        [np.pad(b.history.numpy(), ((0, 0), (0, dataset.schema.history_length - b.history.shape[1])), constant_values=-1)
-         for b in task.batches]
-    )  # fmt: skip
+    histories = [h[h >= 0].tolist() for b in task.batches for h in b.history.numpy()]
 
     def title(row: int) -> str:
         shown = [str(raw[n][row].as_py()) for n in names if raw[n][row].as_py() is not None]
@@ -123,5 +120,5 @@ def examples(result: Evaluation, dataset: PreparedDataset) -> list[Example]:
         result,
         user=lambda q: str(users[int(task.user[q])].as_py()),
         title=title,
-        history=lambda q: histories[q][histories[q] >= 0].tolist(),
+        history=lambda q: histories[q],
     )
