@@ -88,9 +88,9 @@ def read(
             s.require([column], f"{side}s.{field}")
             unit, zone = (time.unit, time.timezone) if time else (None, None)
             select[f"_{field}"] = timestamp_sql(column, s, unit, zone, "events.time")
-            _check_parsed(con, s, column, select[f"_{field}"], "instant with an offset")
+            _check_parsed(con, s, column, select[f"_{field}"], "a timestamp with an offset")
     for name in parsed:
-        _check_parsed(con, s, name, select[name], "number" if "DOUBLE" in select[name] else "list")
+        _check_parsed(con, s, name, select[name], "numbers")
     if spec.group:
         s.require([spec.group], f"{side}s.group")
         select["_group"] = quote(spec.group)
@@ -99,7 +99,7 @@ def read(
     ids = table["_id"].combine_chunks()
     for name, long in lists.items():
         table = table.append_column(name, _gather_list(con, ids, long, base, kind, f"{side}s.lists.{name}"))
-    table, counts = _check_numbers(con, s, table, spec, select, faults)
+    table, counts = _check_numbers(con, s, table, spec, faults)
 
     def special(name: str) -> pa.Array | None:
         return table[name].combine_chunks() if name in select else None
@@ -136,9 +136,11 @@ def _value_sql(s: Source, name: str, spec: EntitySpec, side: str) -> str:
     if Kind.NUMERIC in kinds and s.text:
         return f"TRY_CAST({q} AS DOUBLE)"
     if kinds & _LISTS and kind == "VARCHAR" and spec.separator:
-        parts = f"list_filter(list_transform(string_split({q}, {literal(spec.separator)}), x -> trim(x)), x -> x <> '')"
-        inner = "DOUBLE[]" if Kind.VECTOR in kinds else "VARCHAR[]"
-        return f"CASE WHEN trim({q}) <> '' THEN TRY_CAST({parts} AS {inner}) END"
+        parts = f"[trim(x) FOR x IN string_split({q}, {literal(spec.separator)}) IF trim(x) <> '']"
+        if Kind.VECTOR not in kinds:
+            return f"CASE WHEN trim({q}) <> '' THEN {parts} END"
+        numbers = f"TRY_CAST({parts} AS DOUBLE[])"
+        return f"CASE WHEN trim({q}) <> '' AND list_count({numbers}) = len({numbers}) THEN {numbers} END"
     wrong = {
         "lists": bool(kinds & _LISTS) and not is_list,
         "numbers": Kind.NUMERIC in kinds and (is_list or not kind.startswith(_NUMERIC)),
@@ -165,7 +167,7 @@ def _check_parsed(con: duckdb.DuckDBPyConnection, s: Source, column: str, sql: s
     if n:
         where, value = s.locate(con, bad, column)
         raise DataError(
-            f"{n} values that cannot be read, the first {value!r}; expected a {wanted}",
+            f"{n} values that cannot be read, the first {value!r}; expected {wanted}",
             where=where,
             cure="correct them, or leave them empty for a missing value",
         )
@@ -224,7 +226,6 @@ def _check_numbers(
     s: Source,
     table: pa.Table,
     spec: EntitySpec,
-    select: Mapping[str, str],
     faults: Mapping[str, Limit],
 ) -> tuple[pa.Table, dict[str, int]]:
     """Set NaN and infinite numbers aside (as missing), or stop, as the policy says."""
@@ -232,15 +233,13 @@ def _check_numbers(
     numeric = dict.fromkeys(f.columns[0] for f in spec.features if f.kind is Kind.NUMERIC)
     for name in (n for n in numeric if pa.types.is_floating(table[n].type)):
         column = table[name].combine_chunks()
-        for fault, test, bad in (
-            ("nan_feature", "isnan", pc.is_nan(column)),
-            ("infinite_feature", "isinf", pc.is_inf(column)),
-        ):
+        for fault, bad in (("nan_feature", pc.is_nan(column)), ("infinite_feature", pc.is_inf(column))):
             bad = pc.fill_null(bad, False)
             n = int(pc.sum(bad).as_py() or 0)
             limit = faults[fault]
             if n and (limit.policy == "stop" or n > limit.limit * len(column)):
-                where, value = s.locate(con, f"{test}({select[name]})", name)
+                key = str(table["_id"][int(np.flatnonzero(bad.to_numpy(zero_copy_only=False))[0])])
+                where, value = s.locate(con, f"{quote(spec.key)}::VARCHAR = {literal(key)}", name)
                 raise DataError(
                     f"{n} of {len(column)} values are {value}"
                     + (f", more than the limit of {limit.limit:.2%}" if limit.policy == "set_aside" else ""),

@@ -280,8 +280,8 @@ def timestamp_sql(column: str, s: Source, unit: str | None, timezone: str | None
         DataError: a number without a unit, or a naive timestamp without a time zone.
     """
     kind, name = s.columns[column], quote(column)
-    if kind == "TIMESTAMP WITH TIME ZONE":
-        return f"epoch_us({name})"
+    if kind in ("TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ_NS"):
+        return f"epoch_us({name}::TIMESTAMPTZ)"
     if kind.startswith("TIMESTAMP") or kind == "DATE":
         if not timezone:
             raise DataError(
@@ -290,20 +290,23 @@ def timestamp_sql(column: str, s: Source, unit: str | None, timezone: str | None
                 cure=f"set {setting}.timezone (e.g. UTC or Europe/Berlin), or write it with a time zone",
             )
         return f"epoch_us(timezone({literal(timezone)}, {name}::TIMESTAMP))"
-    if unit and (kind in (*_INTEGERS, *_NUMBERS, "VARCHAR") or kind.startswith("DECIMAL")):
-        # exact for integers; what would overflow stays null, as do NaN and infinity
-        number = name if kind in _INTEGERS else f"TRY_CAST({name} AS DOUBLE)"
-        most = _INT64_MAX // _UNIT_US[unit] - 1
-        us = f"CAST({number} * {_UNIT_US[unit]} AS BIGINT)"
-        if kind in _INTEGERS:
-            us = f"{number}::BIGINT * {_UNIT_US[unit]}"
-        return f"CASE WHEN {number} BETWEEN {-most} AND {most} THEN {us} END"
+    number = _number_sql(name, kind, unit) if unit else "NULL"
     if kind == "VARCHAR":
         aware = f"epoch_us(TRY_CAST({name} AS TIMESTAMPTZ))"
         naive = f"epoch_us(timezone({literal(timezone)}, TRY_CAST({name} AS TIMESTAMP)))" if timezone else "NULL"
-        return f"CASE WHEN regexp_matches({name}, '{_OFFSET}') THEN {aware} ELSE {naive} END"
+        return f"CASE WHEN regexp_matches({name}, '{_OFFSET}') THEN {aware} ELSE coalesce({number}, {naive}) END"
+    if unit and (kind in (*_INTEGERS, *_NUMBERS) or kind.startswith("DECIMAL")):
+        return number
     raise DataError(
         f"column {column!r} is {kind}; expected timestamps, ISO-8601 strings, or numbers with a unit",
         where=f"{s.shown}, column {column!r}",
         cure=f"set {setting}.unit to s, ms or us, or use events.order for a plain order",
     )
+
+
+def _number_sql(name: str, kind: str, unit: str) -> str:
+    """Microseconds of a number since the epoch, exact for integers; null for NaN, infinity and what would overflow."""
+    number = name if kind in _INTEGERS else f"TRY_CAST({name} AS DOUBLE)"
+    us = f"{name}::BIGINT * {_UNIT_US[unit]}" if kind in _INTEGERS else f"CAST({number} * {_UNIT_US[unit]} AS BIGINT)"
+    most = _INT64_MAX // _UNIT_US[unit] - 1
+    return f"CASE WHEN {number} BETWEEN {-most} AND {most} THEN {us} END"

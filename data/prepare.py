@@ -91,8 +91,6 @@ def prepare(
         except duckdb.OutOfMemoryException as e:
             raise ConfigError(f"{memory} of memory do not suffice to prepare {spec.name}; set memory to more") from e
         except READ_ERRORS as e:
-            if isinstance(e, OSError) and e.errno is not None:  # the disk is full, say
-                raise
             raise unreadable(e, all_files(spec)) from e
         finally:
             unregister(con)

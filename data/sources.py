@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +23,10 @@ from towers.errors import ConfigError, DataError
 # A first line says which of these separates the columns; the first that occurs in it wins.
 _DELIMITERS = (",", ";", "\t", "|")
 _DATE_LIKE = re.compile(r"\b(TIMESTAMP WITH TIME ZONE|TIMESTAMP\w*|TIME WITH TIME ZONE|TIME|DATE|UUID)\b")
-# As what a damaged file surfaces, depending on the reader and on how far the stream was.
-READ_ERRORS = (duckdb.InvalidInputException, duckdb.IOException, duckdb.DataError, pa.ArrowInvalid, OSError)
+# As what a damaged file surfaces, depending on the reader and on how far the stream was …
+READ_ERRORS = (duckdb.Error, pa.ArrowInvalid, OSError)
+# … and what it never is: a query that cannot run is a defect of ours.
+_DEFECTS = (duckdb.ProgrammingError, duckdb.InternalError, duckdb.NotSupportedError)
 
 
 @dataclass(frozen=True)
@@ -160,41 +163,40 @@ def _parquet(con: duckdb.DuckDBPyConnection, files: tuple[File, ...]) -> Source:
 
 
 def _csv(con: duckdb.DuckDBPyConnection, files: tuple[File, ...]) -> Source:
-    """Text, quoted by ``"``; an empty field is null, whether quoted or not."""
-    delimiter, first = _header(files[0])
-    for f in files:
-        other, names = _header(f)
-        if twice := sorted({n for n in names if n and names.count(n) > 1}):
-            raise DataError(f"several columns are named {twice[0]!r}", where=f.shown, cure="rename one of them")
-        if (lacks := [n for n in first if n not in names]) or other != delimiter:
+    """Text, quoted by ``"``; an empty field is null, whether quoted or not.
+
+    Nothing is left to detection, which would take lines that begin with ``#`` for comments.
+    """
+    delimiter, names = _header(files[0])
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise DataError(f"several columns are named {twice[0]!r}", where=files[0].shown, cure="rename one of them")
+    for f in files[1:]:
+        if (there := _header(f)) != (delimiter, names):
             raise DataError(
-                f"no column {lacks[0]!r}; there are {names}"
-                if lacks
-                else f"columns separated by {other!r}; expected {delimiter!r}",
+                f"columns {there[1]} separated by {there[0]!r}; expected {names} separated by {delimiter!r}",
                 where=f"{f.shown}, line 1",
-                cure=f"write all files of a table with the columns of {files[0].shown}",
+                cure=f"write all files of a table with the columns of {files[0].shown}, in the same order",
             )
-    dialect = f"""delim={literal(delimiter)}, quote='"', escape='"', strict_mode=true, null_padding=false"""
-    options = f", all_varchar=true, header=true, {dialect}, hive_types_autocast=false"
+    columns = ", ".join(f"{literal(n)}: 'VARCHAR'" for n in names)
+    dialect = f"""delim={literal(delimiter)}, quote='"', escape='"', comment='', strict_mode=true, null_padding=false"""
+    options = f", auto_detect=false, header=true, columns={{{columns}}}, {dialect}, hive_types_autocast=false"
     return _described(con, files, "read_csv", options)
 
 
 def _header(file: File) -> tuple[str, list[str]]:
-    """The delimiter and the column names of a CSV file."""
+    """The delimiter and the column names of a CSV file; a column without a name is called by its number."""
     try:
         with file.filesystem.open_input_stream(file.path) as stream:
-            text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-            line = text.readline()
-            delimiter = next((d for d in _DELIMITERS if d in line), ",")
-            names = next(csv.reader([line], delimiter=delimiter), [])
-            text.detach()
+            line = io.BufferedReader(stream).readline().decode("utf-8-sig").strip("\r\n")
+        delimiter = next((d for d in _DELIMITERS if d in line), ",")
+        names = next(csv.reader([line], delimiter=delimiter), [])
     except (UnicodeDecodeError, OSError, csv.Error) as e:
         raise DataError(
             f"not readable as text: {e}",
             where=f"{file.shown}, line 1",
             cure="write UTF-8, and compress as the name says",
         ) from e
-    return delimiter, names
+    return delimiter, [name or f"column{i}" for i, name in enumerate(names)]
 
 
 def _json(con: duckdb.DuckDBPyConnection, files: tuple[File, ...]) -> Source:
@@ -235,22 +237,42 @@ def _describe(con: duckdb.DuckDBPyConnection, files: Sequence[File], table: str)
 
 
 def unreadable(error: Exception, files: Sequence[File]) -> DataError:
-    """What a reader's error says: the file, the line or the column, and what to do."""
+    """What a reader's error says: the file, the line or the column, and what to do. Other errors are raised again."""
+    if isinstance(error, _DEFECTS) and not isinstance(error, duckdb.InvalidInputException):
+        raise error
+    if isinstance(error, OSError) and error.errno is not None:  # the disk is full, say
+        raise error
     message = str(error)
     named = [f for f in files if re.search(rf"(?<![\w/]){re.escape(f.name)}(?!\w)", message)]
-    file = max(named, key=lambda f: len(f.name), default=files[0] if len(files) == 1 else None)
-    where = "; ".join(f.shown for f in files) if file is None else file.shown
-    if line := re.search(r"on Line: (\d+)|in line (\d+)", message):
-        where += f", line {line[1] or line[2]}"
-    elif file is not None and file.format == "parquet":
-        where += _damaged_column(file)
+    # a message does not always say which file it is about
+    suspects = sorted(named, key=lambda f: -len(f.name))[:1] or files
+    line = re.search(r"CSV Error on Line: (\d+)", message)
+    found = f", line {line[1]}" if line and len(suspects) == 1 else ""
+    places = [f.shown + p for f in suspects if (p := found or _damage(f))] or [f.shown for f in suspects]
     what = [x.strip() for x in message.splitlines() if x.strip()]
-    said = next((x for x in what[1:4] if not x.startswith(("Original", "CSV Error"))), "")
+    said = next((x for x in what[1:4] if line and not x.startswith(("Original", "CSV Error"))), "")
     for f in files:
         what[0] = what[0].replace(f.name, f.shown)
     return DataError(
-        what[0] + (f"; {said}" if said and "CSV" in message else ""), where=where, cure="repair or remove the file"
+        "; ".join(filter(None, (what[0], said))), where="; ".join(places), cure="repair or remove the file"
     )
+
+
+def _damage(file: File) -> str:
+    return {"parquet": _damaged_column, "json": _damaged_line}.get(str(file.format), lambda f: "")(file)
+
+
+def _damaged_line(file: File) -> str:
+    """The first line of a JSON Lines file that is no JSON."""
+    number = 0
+    try:
+        with file.filesystem.open_input_stream(file.path) as stream:
+            for number, line in enumerate(io.BufferedReader(stream), start=1):  # noqa: B007
+                if line.strip():
+                    json.loads(line)
+    except (ValueError, OSError):
+        return f", line {number}"
+    return ""
 
 
 def _damaged_column(file: File) -> str:

@@ -7,11 +7,11 @@ mistakes that can be seen without reading data are collected and reported in one
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from types import UnionType
-from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 from data.instants import is_cut
+from data.settings import strict
 from towers.errors import ConfigError
 from towers.features import Action, Feature
 
@@ -20,37 +20,6 @@ Policy = Literal["stop", "set_aside"]
 
 # What ``tasks.NAME.candidates`` may say; anything else is a file.
 CANDIDATES = ("all", "trained", "live", "held_out")
-
-
-def _strict(cls: type, spec: Mapping[str, Any], where: str, required: Sequence[str] = ()) -> dict[str, Any]:
-    """The mapping itself, once its keys are known to be fields of ``cls`` and its plain values fit them."""
-    if not isinstance(spec, Mapping):
-        raise ConfigError(f"{where}: expected settings, got {spec!r}")
-    known = {f.name for f in fields(cls)}
-    if unknown := sorted(set(map(str, spec)) - known):
-        raise ConfigError(f"{where}: unknown settings {unknown}; known are {sorted(known)}")
-    if missing := [name for name in required if spec.get(name) is None]:
-        raise ConfigError(f"{where}: set {' and '.join(missing)}")
-    hints = get_type_hints(cls)
-    for name, value in spec.items():
-        if not _fits(value, hints[name]):
-            options = [a for a in get_args(hints[name]) if isinstance(a, str)]
-            wanted = f"one of {options}" if options else getattr(hints[name], "__name__", str(hints[name]))
-            raise ConfigError(f"{where}: {name} is {value!r}; expected {wanted}")
-    return dict(spec)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a plain type; structured ones are parsed by themselves."""
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, h) for h in get_args(hint))
-    if hint in (int, float):
-        return not isinstance(value, bool) and isinstance(value, int if hint is int else (int, float))
-    if hint in (bool, str, type(None)):
-        return isinstance(value, hint)
-    return True
 
 
 def _paths(files: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -101,7 +70,7 @@ class EventsSpec:
     @classmethod
     def parse(cls, spec: Mapping[str, Any]) -> Self:
         """From the ``events`` block."""
-        kw = _strict(cls, spec, "events")
+        kw = strict(cls, spec, "events")
         files = kw.get("files")
         if not files:
             raise ConfigError("events: set files to the path of the log")
@@ -110,7 +79,7 @@ class EventsSpec:
         if isinstance(kw.get("time"), str):
             kw["time"] = {"column": kw["time"]}
         if kw.get("time"):
-            kw["time"] = TimeSpec(**_strict(TimeSpec, kw["time"], "events.time", ["column"]))
+            kw["time"] = TimeSpec(**strict(TimeSpec, kw["time"], "events.time", ["column"]))
         return cls(**kw)
 
     @property
@@ -158,12 +127,12 @@ class EntitySpec:
     @classmethod
     def parse(cls, spec: Mapping[str, Any] | None, side: str, key: str) -> Self:
         """From the ``users`` or ``items`` block."""
-        kw = _strict(cls, spec or {}, side)
+        kw = strict(cls, spec or {}, side)
         kw["files"] = _paths(kw.get("files"))
         kw.setdefault("key", key)
         kw["features"] = tuple(Feature.parse(n, f) for n, f in (kw.get("features") or {}).items())
         need = ["files", "key", "value"]
-        lists = {n: _strict(ListSpec, v, f"{side}.lists.{n}", need) for n, v in (kw.get("lists") or {}).items()}
+        lists = {n: strict(ListSpec, v, f"{side}.lists.{n}", need) for n, v in (kw.get("lists") or {}).items()}
         kw["lists"] = tuple((n, ListSpec(**{**v, "files": _paths(v["files"])})) for n, v in lists.items())
         kw["attributes"] = tuple(kw.get("attributes") or ())
         return cls(**kw)
@@ -212,7 +181,7 @@ class TaskSpec:
     @classmethod
     def parse(cls, name: str, spec: Mapping[str, Any]) -> Self:
         """From one entry of the ``tasks`` block."""
-        kw = _strict(cls, spec, f"tasks.{name}")
+        kw = strict(cls, spec, f"tasks.{name}")
         kw["targets"] = _paths(kw.get("targets", name))
         first = "valid" if "valid" in kw["targets"] else "test"
         earlier = () if "train" in kw["targets"] else ("train",) if first == "valid" else ("train", "valid")
@@ -275,7 +244,7 @@ class DatasetSpec:
         Raises:
             ConfigError: listing every mistake that was found.
         """
-        kw = _strict(cls, spec, "data", ["name"])
+        kw = strict(cls, spec, "data", ["name"])
         errors: list[str] = []
 
         def attempt(key: str, make: Any) -> None:
@@ -290,9 +259,9 @@ class DatasetSpec:
         actions = kw.get("actions") or {"click": {}}
         attempt(
             "actions",
-            lambda: tuple(Action(str(n), **_strict(Action, a or {}, f"actions.{n}")) for n, a in actions.items()),
+            lambda: tuple(Action(str(n), **strict(Action, a or {}, f"actions.{n}")) for n, a in actions.items()),
         )
-        attempt("split", lambda: SplitSpec(**_strict(SplitSpec, kw.get("split") or {}, "split")))
+        attempt("split", lambda: SplitSpec(**strict(SplitSpec, kw.get("split") or {}, "split")))
         tasks = kw.get("tasks") or {"valid": {}, "test": {}}
         attempt("tasks", lambda: tuple((n, TaskSpec.parse(n, t or {})) for n, t in tasks.items()))
         attempt("faults", lambda: _limits(kw.get("faults") or {}))
@@ -399,6 +368,6 @@ def _limits(spec: Mapping[str, Any]) -> dict[str, Limit]:
     if unknown := sorted(set(spec) - set(FAULTS)):
         raise ConfigError(f"faults: unknown {unknown}; known are {sorted(FAULTS)}")
     return {
-        name: Limit(**{**default.__dict__, **_strict(Limit, spec.get(name) or {}, f"faults.{name}")})
+        name: Limit(**{**default.__dict__, **strict(Limit, spec.get(name) or {}, f"faults.{name}")})
         for name, default in FAULTS.items()
     }
