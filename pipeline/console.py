@@ -6,7 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -15,8 +15,14 @@ from towers.errors import TowersError
 
 P, R = ParamSpec("P"), TypeVar("R")
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+_WIDTH = 120  # of tables in a log file
+
+
+def _console(stream: TextIO) -> Console:
+    return Console(file=stream, soft_wrap=True, highlight=False, width=None if stream.isatty() else _WIDTH)
+
+
+out, err = _console(sys.stdout), _console(sys.stderr)
 
 
 def say(text: str) -> None:

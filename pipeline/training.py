@@ -88,6 +88,7 @@ def train(config: DictConfig, folder: Path) -> float | None:
         tasks = evaluation_tasks(config, dataset.info["tasks"])
         outcome["metrics"] = evaluate_run(run, tasks, dataset=dataset)
         run.finish(outcome)
+        _close(trainer, outcome["metrics"])
     return value
 
 
@@ -96,6 +97,15 @@ def _quiet() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for pattern in _NOISE:
         warnings.filterwarnings("ignore", pattern)
+
+
+def _close(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+    """Give the loggers the final metrics, and end their runs: a sweep in one process begins another."""
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=trainer.global_step)
+        logger.finalize("success")
+        if finish := getattr(logger.experiment, "finish", None):
+            finish()
 
 
 def evaluation_tasks(config: DictConfig, known: dict[str, Any]) -> list[str]:
