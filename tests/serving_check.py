@@ -5,7 +5,6 @@ import sys
 from towers.index import Retriever
 
 retriever = Retriever.open(sys.argv[1])
-users = retriever.bundle.users
 ids, scores = retriever.recommend({}, k=10, at="export")
 heavy = sorted(m for m in ("torch", "pytorch_lightning", "hydra", "duckdb", "wandb") if m in sys.modules)
 if heavy or len(ids) != 10 or len(scores) != 10:
