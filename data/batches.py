@@ -49,15 +49,16 @@ class Collator:
             hours = (e.time[:, None] - h.time[at]) / _HOUR_US
             age = np.where(there, np.log1p(np.maximum(hours, 0)), 0).astype(np.float32)
         known = self._known(e)
+        # columns may be views of read-only memory, which torch does not take: hence the copies
         return Batch(
             user=torch.from_numpy(e.user.astype(np.int64)),
             item=torch.from_numpy(e.item.astype(np.int64)),
-            weight=torch.from_numpy(np.asarray(e.weight)),
+            weight=torch.from_numpy(np.array(e.weight)),
             history=torch.from_numpy(np.where(there, h.item[at].astype(np.int64), -1)),
             history_action=torch.from_numpy(np.where(there, h.action[at].astype(np.int64), 0)),
             history_age=torch.from_numpy(age),
             known=Ragged(torch.from_numpy(known.offsets), torch.from_numpy(known.values)),
-            time=torch.from_numpy(e.time) if self.clock == "time" and e.time is not None else None,
+            time=torch.from_numpy(np.array(e.time)) if self.clock == "time" and e.time is not None else None,
         )
 
     def _positions(self, e: Examples) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -22,10 +22,17 @@ def strict(cls: type, spec: Mapping[str, Any], where: str, required: Sequence[st
     hints = get_type_hints(cls)
     for name, value in spec.items():
         if not _fits(value, hints[name]):
-            options = [a for a in get_args(hints[name]) if isinstance(a, str)]
-            wanted = f"one of {options}" if options else getattr(hints[name], "__name__", str(hints[name]))
-            raise ConfigError(f"{where}: {name} is {value!r}; expected {wanted}")
+            raise ConfigError(f"{where}: {name} is {value!r}; expected {_wanted(hints[name])}")
     return dict(spec)
+
+
+def _wanted(hint: Any) -> str:
+    """A plain type in words."""
+    if get_origin(hint) is Literal:
+        return f"one of {list(get_args(hint))}"
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_wanted(h) for h in get_args(hint) if h is not type(None))
+    return str(getattr(hint, "__name__", hint))
 
 
 def _fits(value: Any, hint: Any) -> bool:

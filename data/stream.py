@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,9 +63,11 @@ class Stream:
 
         def begin(share: float, end: int) -> int:
             before = self.con.execute(f"SELECT count(*) FROM {log} AND time < {end}").fetchall()[0][0]
-            rest = max(0.0, 1 - share * n / before) if before else 0.0
-            query = f"SELECT quantile_disc(time, {rest:.12f}) FROM {log} AND time < {end}"
-            return int(self.con.execute(query).fetchall()[0][0] or first)
+            rank = before - math.ceil(share * n - 1e-9)  # of the first event that belongs to the share
+            if rank < 0 or not before:
+                return int(first)
+            query = f"SELECT quantile_disc(time, {(rank + 0.5) / before:.17f}) FROM {log} AND time < {end}"
+            return int(self.con.execute(query).fetchall()[0][0])
 
         return splits.boundaries(self.spec.split, first, last, begin)
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 # buckets and generations and rewrite none.
 USERS_PER_BUCKET = 1 << 18
 FORMAT_VERSION = 1
+_ROW_GROUP = 1 << 19  # rows
 
 
 class Parts:
@@ -32,6 +33,7 @@ class Parts:
         self._root, self._folder, self._generation, self._name = root, folder, generation, name
         self._bucket = -1
         self._writer: pq.ParquetWriter | None = None
+        self._held: list[pa.Table] = []  # rows that do not fill a row group yet
         self.files: dict[str, int] = {}  # name → rows
         self.rows = 0
 
@@ -55,12 +57,26 @@ class Parts:
             self._writer = pq.ParquetWriter(
                 self._root / name, table.schema, compression="zstd", compression_level=1, use_dictionary=False
             )
-        self._writer.write_table(table)
+        self._held.append(table)
         self.files[name] = self.files.get(name, 0) + len(table)
         self.rows += len(table)
+        if sum(map(len, self._held)) >= _ROW_GROUP:
+            self._flush(whole_groups=True)
+
+    def _flush(self, whole_groups: bool) -> None:
+        """Write row groups of one size, so that the bytes do not depend on how the rows arrived."""
+        if self._writer is None or not self._held:
+            return
+        table = pa.concat_tables(self._held)
+        n = len(table) // _ROW_GROUP * _ROW_GROUP if whole_groups else len(table)
+        for start in range(0, n, _ROW_GROUP):
+            size = min(_ROW_GROUP, n - start)
+            self._writer.write_table(table.slice(start, size).combine_chunks(), row_group_size=_ROW_GROUP)
+        self._held = [table.slice(n)] if n < len(table) else []
 
     def close(self) -> None:
         """Close the open part."""
+        self._flush(whole_groups=False)
         if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -1,0 +1,101 @@
+"""Vocabularies: hand-worked ids, special rows, limits, and the way to disk and back."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from towers.errors import DataError
+from towers.features import FIRST, MISSING, OOV, IdMap, Vocabulary
+
+
+def test_the_most_frequent_come_first_and_ties_go_by_value() -> None:
+    vocabulary = Vocabulary.fit(pa.array(["b", "a", "c", "c", None, "d"]))
+    assert vocabulary.values.to_pylist() == ["c", "a", "b", "d"]
+    assert vocabulary.counts.tolist() == [2, 1, 1, 1]
+    assert len(vocabulary) == 7
+    assert vocabulary.all_counts().tolist() == [0, 0, 0, 2, 1, 1, 1]
+    assert vocabulary.encode(pa.array(["d", None, "zebra", "c"])).tolist() == [6, MISSING, OOV, 3]
+
+
+def test_rare_values_and_those_beyond_the_size_are_out_of_vocabulary() -> None:
+    column = pa.array(["a"] * 3 + ["b"] * 2 + ["c"] * 2 + ["d"])
+    assert Vocabulary.fit(column, min_count=2).values.to_pylist() == ["a", "b", "c"]
+    assert Vocabulary.fit(column, max_size=2).values.to_pylist() == ["a", "b"]
+    assert Vocabulary.fit(column, max_size=2).encode(pa.array(["c", "d"])).tolist() == [OOV, OOV]
+
+
+def test_weights_count_and_a_weight_of_nought_leaves_out() -> None:
+    vocabulary = Vocabulary.fit(pa.array(["a", "b", "c", "b"]), np.array([5, 1, 0, 2]), min_count=2)
+    assert vocabulary.values.to_pylist() == ["a", "b"]
+    assert vocabulary.counts.tolist() == [5, 3]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([3, -1, 3], pa.int16()),
+        pa.array(["Zürich", "zürich", "東京", "🦉", ""]),
+        pa.array([True, False, True]),
+        pa.array(["a", "b"]).dictionary_encode(),
+        pa.chunked_array([["a"], ["b", "a"]]),
+        pa.array([None, None], pa.string()),
+        pa.array([], pa.int64()),
+        pa.nulls(2),
+    ],
+)
+def test_the_way_to_disk_and_back(tmp_path: Path, column: Any) -> None:
+    vocabulary = Vocabulary.fit(column)
+    vocabulary.save(tmp_path / "v.parquet")
+    again = Vocabulary.load(tmp_path / "v.parquet")
+    assert again.values.equals(vocabulary.values)
+    assert again.counts.tolist() == vocabulary.counts.tolist()
+    assert again.encode(column).tolist() == vocabulary.encode(column).tolist()
+    on_disk = pq.read_table(tmp_path / "v.parquet")
+    assert on_disk["id"].to_pylist() == list(range(FIRST, len(vocabulary)))
+
+
+def test_values_of_another_type_are_compared_where_that_is_exact_and_refused_where_not() -> None:
+    numbers = Vocabulary.fit(pa.array([1, 2, 2]))
+    assert numbers.encode(pa.array([2.0, 1.0])).tolist() == [3, 4]
+    assert numbers.encode(pa.nulls(1)).tolist() == [MISSING]
+    with pytest.raises(DataError, match=r"values of type double; this feature was fitted on int64\n  where: request"):
+        numbers.encode(pa.array([1.5]), "request")
+    with pytest.raises(DataError, match="values of type list"):
+        numbers.encode(pa.array([[1]]))
+
+
+@given(st.lists(st.one_of(st.none(), st.text(max_size=3)), max_size=30), st.integers(1, 3), st.integers(0, 5))
+@settings(derandomize=True, deadline=None, max_examples=100)
+def test_every_kept_value_reads_back(values: list[str | None], min_count: int, max_size: int) -> None:
+    vocabulary = Vocabulary.fit(pa.array(values, pa.string()), min_count=min_count, max_size=max_size)
+    assert len(vocabulary.values) <= max_size
+    assert vocabulary.encode(vocabulary.values).tolist() == list(range(FIRST, len(vocabulary)))
+    kept = set(vocabulary.values.to_pylist())
+    for value, code in zip(values, vocabulary.encode(pa.array(values, pa.string())).tolist(), strict=True):
+        assert code == MISSING if value is None else (code >= FIRST) == (value in kept)
+        if value in kept:
+            assert values.count(value) >= min_count
+
+
+def test_ids_and_rows() -> None:
+    ids = IdMap(pa.array(["b", "a"]), "user")
+    assert ids.rows(["a", "x", "b"]).tolist() == [1, -1, 0]
+    assert ids.external(np.array([1, -1])).to_pylist() == ["a", None]
+    assert "a" in ids
+    assert 7 not in ids
+    assert len(ids) == 2
+    with pytest.raises(DataError, match="ids that are not string"):
+        ids.rows([1])
+    for wrong, said in (
+        (pa.array([1, 1]), "id 1 occurs more than once"),
+        (pa.array([1, None]), "1 null ids\n  where: id, row 1"),
+        (pa.array([1.0]), "ids of type double; expected integers or strings"),
+    ):
+        with pytest.raises(DataError, match=said):
+            IdMap(wrong)
