@@ -40,6 +40,21 @@ def test_a_bag_is_the_weighted_mean_of_its_entries() -> None:
     assert torch.allclose(out, torch.tensor([[0.75, 0.25], [0.0, 1.0], [0.0, 0.0]]))
 
 
+def test_the_learned_power_of_length_leads_from_the_mean_to_the_sum() -> None:
+    b = bag()
+    with torch.no_grad():
+        b.table.weight[3:5] = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        b.log_weight.weight[3:5, 0] = torch.tensor([3.0, 1.0]).log()
+    ids = torch.tensor([[3, 4], [PAD, PAD]])
+    for power, expected in ((1.0, [0.75, 0.25]), (0.5, [1.5, 0.5]), (0.0, [3.0, 1.0])):
+        with torch.no_grad():
+            b.length_power.fill_(power)
+        out = b(ids)
+        assert torch.allclose(out, torch.tensor([expected, [0.0, 0.0]]))
+        out.sum().backward()
+        assert b.length_power.grad.isfinite()
+
+
 def test_weights_start_at_the_inverse_document_frequency() -> None:
     idf = log_idf(FeatureInfo("s", Kind.TEXT, 3, 6, np.array([0, 0, 0, 7, 3, 0]))).exp()
     assert torch.allclose(idf, torch.tensor([1, 1, 1, 1, 1 + np.log(8 / 4), 1 + np.log(8)]).float())
@@ -50,7 +65,7 @@ def test_padding_adds_nothing_and_learns_nothing() -> None:
     short, padded = torch.tensor([[3, 4]]), torch.tensor([[3, 4, PAD, PAD]])
     assert torch.equal(b(short), b(padded))
     b(padded).sum().backward()
-    for p in b.parameters():
+    for p in (b.table.weight, b.log_weight.weight):
         assert p.grad is not None
         assert (p.grad[PAD] == 0).all()
         assert (b.table.weight[PAD] == 0).all()

@@ -91,11 +91,15 @@ class Lookup(Encoder):
 
 
 class Bag(Encoder):
-    """The weighted mean of a list's embeddings: lists of categories, hashed texts.
+    """Lists of categories and hashed texts: the weighted mean of the embeddings, or what lies between it and their sum.
 
-    Every value has a learned weight, which starts at its inverse document frequency: before training, this is
-    the tf-idf average of random vectors, in which a rare skill says more than a frequent one.
-    ``PAD`` has weight 0, hence adding padding changes nothing and trains nothing.
+        Σ w_i e_i / (Σ w_i)^γ
+
+    Every value has a learned weight w, which starts at its inverse document frequency: before training, this is
+    the tf-idf average of random vectors, in which a rare skill says more than a frequent one. How far length
+    counts is learned too: γ = 1, where it starts, is the mean, 0 the sum, in which a job that shares two skills with
+    a user beats one that shares the first of them and has no other (pivoted normalisation: Singhal, Buckley and
+    Mitra, 1996). ``PAD`` has weight 0, hence adding padding changes nothing and trains nothing.
     """
 
     def __init__(self, info: FeatureInfo, dim: int, sparse: bool) -> None:
@@ -105,14 +109,16 @@ class Bag(Encoder):
         self.log_weight = nn.Embedding(info.cardinality, 1, padding_idx=PAD, sparse=sparse)
         with torch.no_grad():
             self.log_weight.weight.copy_(log_idf(info).unsqueeze(1))
+        self.length_power = nn.Parameter(torch.ones(()))  # γ
 
     def forward(self, ids: Tensor) -> Tensor:
         """``[n, W]`` ids, filled up with ``PAD`` → ``[n, d]``."""
         weight = self.log_weight(ids).squeeze(-1).exp().masked_fill(ids == PAD, 0.0)
-        weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-12)
+        total = weight.sum(-1, keepdim=True)
+        weight = weight / torch.where(total > 0, total, 1.0) ** self.length_power  # an empty list stays at zero
         if torch.onnx.is_in_onnx_export():  # ONNX Runtime gathers and multiplies several times faster than it bags
-            mean: Tensor = (weight.unsqueeze(-2) @ self.table(ids)).squeeze(-2)
-            return mean
+            out: Tensor = (weight.unsqueeze(-2) @ self.table(ids)).squeeze(-2)
+            return out
         return F.embedding_bag(
             ids, self.table.weight, mode="sum", per_sample_weights=weight, sparse=self.table.sparse, padding_idx=PAD
         )
