@@ -135,8 +135,7 @@ class Featurizer:
 
     def encode_one(self, raw: Mapping[str, Any], where: str = "request") -> Encoded:
         """Encode one entity given as a mapping; absent values count as missing."""
-        table = {c: pa.array([raw.get(c)]) for c in self.columns}
-        return self.encode(table, where)
+        return self.encode({c: _single(c, raw.get(c), where) for c in self.columns}, where)
 
     def save(self, folder: Path, side: str) -> None:
         """Write ``SIDE.json`` and ``SIDE.FEATURE.parquet`` into ``folder``."""
@@ -159,6 +158,15 @@ class Featurizer:
             f = replace(f, columns=tuple(state[f.name].get("columns", f.columns)))
             fitted.append(_Fitted(f, vocabulary, state[f.name]["numbers"]))
         return cls(fitted)
+
+
+def _single(name: str, value: Any, where: str) -> pa.Array:
+    try:
+        return pa.array([value])
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as e:
+        raise DataError(
+            f"{name!r} cannot be read: {e}", where=where, cure="send a number, a string, or a list of either"
+        ) from e
 
 
 def _column(table: pa.Table | Mapping[str, Any], name: str, where: str) -> pa.Array:
@@ -267,6 +275,8 @@ def _hash_texts(f: Feature, table: pa.Table | Mapping[str, Any], where: str) -> 
 def _lists(column: pa.Array, f: Feature, where: str) -> pa.Array:
     if pa.types.is_null(column.type):
         return column.cast(pa.list_(pa.string()))
+    if pa.types.is_fixed_size_list(column.type):
+        return column.cast(pa.list_(column.type.value_type))
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
         raise DataError(
             f"column {f.columns[0]!r} is {column.type}; categorical_list wants lists",
@@ -290,12 +300,21 @@ def _numbers(column: pa.Array, f: Feature, where: str) -> NDArray[np.float64]:
     return np.sign(x) * np.log1p(np.abs(x)) if f.log else x
 
 
+def _is_list_of_numbers(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
+
+
 def _vectors(column: pa.Array, f: Feature, where: str) -> NDArray[np.float32]:
     out = np.zeros((len(column), f.dim + 1), np.float32)
     present = pc.is_valid(column).to_numpy(zero_copy_only=False)
     out[~present, f.dim] = 1
     if pa.types.is_null(column.type) or not present.any():
         return out
+    if not _is_list_of_numbers(column.type):
+        raise DataError(
+            f"column {f.columns[0]!r} is {column.type}; vector wants lists of numbers", where=where, cure="cast it"
+        )
     kept = column.filter(pa.array(present))
     if not pa.types.is_fixed_size_list(kept.type):
         lengths = pc.list_value_length(kept).to_numpy(zero_copy_only=False)
