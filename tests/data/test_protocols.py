@@ -101,7 +101,7 @@ def test_ml_100k_by_time(tmp_path: Path) -> None:
     assert data.info["counts"]["examples"] == 100_000
 
 
-@pytest.mark.parametrize(("name", "folder"), [("esco_skills", "esco-skills-isco"), ("amazon_beauty", "s3rec-beauty")])
+@pytest.mark.parametrize(("name", "folder"), [("amazon_beauty", "s3rec-beauty")])
 def test_given_splits_agree_with_their_files(tmp_path: Path, name: str, folder: str) -> None:
     data = prepared(name, tmp_path)
     for split in ("train", "valid", "test"):
