@@ -11,10 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+import pytest
 
 from data.prepare import prepare
 from data.prepared import PreparedDataset
 from data.spec import DatasetSpec
+from towers.errors import DataError
 
 Rows = Sequence[Mapping[str, Any]]
 HOUR = 3_600_000_000
@@ -58,3 +60,18 @@ def events(*rows: tuple[Any, ...], names: str = "user item time") -> list[dict[s
 
 # Two users whose last two jobs can be held out: the smallest log that leave_last_out accepts.
 SMALL = events((1, 10, 1), (1, 11, 2), (1, 12, 3), (2, 10, 1), (2, 12, 2), (2, 13, 3))
+
+
+def stopped(folder: Path, **config: Any) -> str:
+    """The message with which ``prepare`` stops; it names a cure and leaves nothing behind."""
+    with pytest.raises(DataError) as e:
+        prepare(spec(folder, **config), folder / "out")
+    assert e.value.where
+    assert e.value.cure
+    assert not (folder / "out").exists()
+    assert not list(folder.glob(".*"))
+    return str(e.value)
+
+
+def log_of(**columns: str) -> dict[str, Any]:
+    return {"files": "log.parquet", "time": {"column": "time", "unit": "us"}, **columns}
