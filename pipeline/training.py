@@ -20,7 +20,7 @@ from pipeline.console import say
 from pipeline.evaluating import evaluate_run
 from pipeline.runs import Run
 from towers.errors import ConfigError
-from towers.model.callbacks import ProgressBar, StopOnNonFiniteLoss, Throughput
+from towers.model.callbacks import KeepLast, ProgressBar, StopOnNonFiniteLoss, Throughput
 
 # Lightning's advice on DataLoader workers does not apply: batches are integer gathers from arrays in memory.
 _NOISE = (".*does not have many workers.*", ".*`IterableDataset` has `__len__` defined.*", ".*log_every_n_steps.*",
@@ -52,8 +52,8 @@ def train(config: DictConfig, folder: Path) -> float | None:
     if config.threads:
         torch.set_num_threads(config.threads)
     module_data = build.datamodule(config, dataset)
-    best, last = _checkpoints(config, run)
-    stop = _early_stopping(config)
+    best, stop = _best(config, run), _early_stopping(config)
+    last = KeepLast(str(run.checkpoints), config.checkpoint_every)
     trainer: pl.Trainer = hydra.utils.instantiate(
         config.trainer,
         default_root_dir=str(run.folder),
@@ -143,13 +143,17 @@ def resumed_config(config: DictConfig) -> DictConfig:
     return out
 
 
-def _checkpoints(config: DictConfig, run: Run) -> tuple[ModelCheckpoint | None, ModelCheckpoint]:
-    best = None
-    common: dict[str, Any] = {"dirpath": str(run.checkpoints), "enable_version_counter": False}
-    if not config.refit:
-        best = ModelCheckpoint(filename="best", monitor=build.monitor(config), mode="max", **common)
-    last = ModelCheckpoint(filename="last", every_n_train_steps=config.checkpoint_every, **common)
-    return best, last
+def _best(config: DictConfig, run: Run) -> ModelCheckpoint | None:
+    """Keeps the weights with the best validation metric; a refit has no validation."""
+    if config.refit:
+        return None
+    return ModelCheckpoint(
+        dirpath=str(run.checkpoints),
+        filename="best",
+        monitor=build.monitor(config),
+        mode="max",
+        enable_version_counter=False,
+    )
 
 
 def _early_stopping(config: DictConfig) -> EarlyStopping | None:

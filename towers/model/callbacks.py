@@ -43,6 +43,35 @@ class Throughput(pl.Callback):
             self.examples, self.since = 0, now
 
 
+class KeepLast(pl.callbacks.Checkpoint):
+    """Saves ``last.ckpt`` every so many optimiser steps, right after a step, when no gradient is half accumulated.
+
+    Lightning's ``ModelCheckpoint`` forgets at a resume that this step has been saved, and would save again one batch
+    later: within an accumulation, whose gradients no checkpoint holds.
+
+    Args:
+        folder: where; the file is replaced whole.
+        every: optimiser steps between two saves.
+    """
+
+    def __init__(self, folder: str, every: int) -> None:
+        self.path, self.every = f"{folder}/last.ckpt", every
+        self.saved = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What a run resumes from has been saved."""
+        self.saved = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save, if a step that is due has just been made."""
+        step = trainer.global_step
+        if step != self.saved and step % self.every == 0:
+            self.saved = step
+            trainer.save_checkpoint(self.path)
+
+
 class StopOnNonFiniteLoss(pl.Callback):
     """Stops a run whose loss has become NaN or infinite, and says what usually helps.
 
