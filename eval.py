@@ -3,8 +3,8 @@
 import hydra
 from omegaconf import DictConfig
 
-from pipeline import build
 from pipeline.console import user_errors
+from pipeline.datasets import ensure_prepared
 from pipeline.evaluating import evaluate_run
 from pipeline.runs import Run
 
@@ -14,7 +14,7 @@ from pipeline.runs import Run
 def main(config: DictConfig) -> None:
     """Rank one task of the run's dataset, or all."""
     run = Run.open(config.run)
-    dataset = build.ensure_prepared(run.config)
+    dataset = ensure_prepared(run.config)
     evaluate_run(run, [config.task] if config.task else list(dataset.info["tasks"]), dataset=dataset)
 
 

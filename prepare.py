@@ -3,15 +3,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from pipeline import build
 from pipeline.console import out, say, user_errors
+from pipeline.datasets import ensure_prepared
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="prepare")
 @user_errors
 def main(config: DictConfig) -> None:
     """Prepare, and say what was found."""
-    dataset = build.ensure_prepared(config, force=config.force)
+    dataset = ensure_prepared(config, force=config.force)
     counts, rejected = dataset.info["counts"], dataset.info["rejected"]
     say(f"{counts['log_rows']:,} log rows: {counts['examples']:,} examples, {counts['history']:,} in histories, "
         f"{counts['users']:,} users, {counts['items']:,} items")  # fmt: skip

@@ -24,6 +24,7 @@ from rich.console import Console
 import train  # noqa: F401  (registers the run_folder resolver)
 from benchmarks.line import report
 from pipeline import build
+from pipeline.datasets import ensure_prepared
 from towers.features import Batch, Ragged
 from towers.model.callbacks import ProgressBar, StopOnNonFiniteLoss, Throughput
 from towers.model.module import Retrieval
@@ -108,7 +109,7 @@ def main() -> None:
     with initialize("../configs", version_base="1.3"):
         config = compose("train", SETTINGS)
     torch.set_num_threads(config.threads)
-    dataset = build.ensure_prepared(config)
+    dataset = ensure_prepared(config)
     memory = InMemory(build.datamodule(config, dataset))
     for size in (1024, 4096):
         rates = []

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from data.batches import Collator
 from data.prepared import Examples, HistoryLog, PreparedDataset
 from data.tasks import build_task
-from pipeline import build
 from pipeline.console import progress, say
+from pipeline.datasets import ensure_prepared
 from pipeline.evaluating import load
 from pipeline.runs import Run
 from towers.errors import ConfigError
@@ -42,7 +42,7 @@ def export(config: DictConfig) -> Path:
     """
     run = Run.open(config.run)
     trained = run.config
-    dataset = build.ensure_prepared(trained)
+    dataset = ensure_prepared(trained)
     target = Path(config.bundle or run.folder / "bundle")
     if target.exists():
         raise ConfigError(f"{target} exists already; remove it, or set bundle=PATH to another place")

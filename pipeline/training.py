@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from data.module import RetrievalData
 from pipeline import build
 from pipeline.console import say
+from pipeline.datasets import ensure_prepared
 from pipeline.evaluating import evaluate_run
 from pipeline.runs import Run
 from towers.errors import ConfigError
@@ -43,7 +44,7 @@ def train(config: DictConfig, folder: Path) -> float | None:
     elif config.resume:
         config = resumed_config(config)
     run = Run(folder)
-    dataset = build.ensure_prepared(config)
+    dataset = ensure_prepared(config)
     run.begin(config, dataset.folder)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     _quiet()

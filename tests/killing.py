@@ -60,10 +60,9 @@ def main(folder: Path, kills: int, seed: int, overrides: list[str]) -> int:
         last = folder / "checkpoints/last.ckpt"
         if last.exists():
             hit.add(last.stat().st_mtime_ns)
-        if os.WIFEXITED(status):
-            if os.WEXITSTATUS(status) or delivered >= kills or not kills:
-                print(f"kills={delivered} checkpoints_seen={len(hit)}")
-                return os.WEXITSTATUS(status)
+        if os.WIFEXITED(status) and (os.WEXITSTATUS(status) or delivered >= kills):
+            print(f"kills={delivered} checkpoints_seen={len(hit)}")
+            return os.WEXITSTATUS(status)
 
 
 if __name__ == "__main__":

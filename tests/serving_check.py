@@ -1,4 +1,4 @@
-"""Run by `make serving-check` in an environment with the base install and FAISS only: a bundle answers, without torch."""
+"""Run by `make serving-check` with the base install and FAISS only: a bundle answers, without torch."""
 
 import sys
 

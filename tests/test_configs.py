@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import train as train_verb  # registers the run_folder resolver
 from data.spec import DatasetSpec
-from pipeline.build import dataset_spec
+from pipeline.datasets import dataset_spec
 from pipeline.training import train
 from towers.errors import DataError
 
