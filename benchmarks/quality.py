@@ -223,11 +223,14 @@ def main() -> None:
     for name in a.protocols or PROTOCOLS:
         with tempfile.TemporaryDirectory(prefix="quality-") as scratch:
             rows.append(measure(name, Path(scratch), shared, quick=a.quick))
+    if a.quick:
+        for row in rows:
+            judge_the_way(row)
+        return
     print(table(rows))
+    print(f"recorded in {record(rows, a.what)}")
     for row in rows:
-        judge_the_way(row) if a.quick else judge(row)
-    if not a.quick:
-        print(f"recorded in {record(rows, a.what)}")
+        judge(row)
 
 
 if __name__ == "__main__":
