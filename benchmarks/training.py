@@ -29,7 +29,7 @@ from towers.features import Batch, Ragged
 from towers.model.callbacks import ProgressBar, StopOnNonFiniteLoss, Throughput
 from towers.model.module import Retrieval
 
-SETTINGS = ["experiment=market", "logger=none"]
+SETTINGS = ["experiment=market", "logger=none", "optimiser.schedule=constant"]
 WARM_UP = 10
 
 

@@ -12,7 +12,7 @@ import torch
 from data.prepared import PreparedDataset
 from data.tasks import build_task
 from pipeline import build
-from pipeline.console import err, say
+from pipeline.console import err, progress, say
 from pipeline.oracle import share_of_best
 from pipeline.runs import Run
 from towers.evaluation.evaluate import METRICS, evaluate
@@ -80,17 +80,21 @@ def evaluate_task(
     config = run.config
     lengths = np.concatenate([(b.history >= 0).sum(1).numpy() for b in task.batches])
     embedder = module.embedder()
-    result = evaluate(
-        task,
-        embedder.embed_queries(task.batches),
-        embedder.embed_items(task.candidates),
-        ks=tuple(config.ks),
-        metrics=(*METRICS, "auc"),
-        slices={
-            "history length": history_length(lengths),
-            "target": target_warmth(task.targets, dataset.events("item")),
-        },
-    )
+    with progress(f"evaluate {task.name}") as tell:
+        tell("embedding the candidates", 0.0)
+        candidates = embedder.embed_items(task.candidates)
+        result = evaluate(
+            task,
+            embedder.embed_queries(task.batches),
+            candidates,
+            ks=tuple(config.ks),
+            metrics=(*METRICS, "auc"),
+            slices={
+                "history length": history_length(lengths),
+                "target": target_warmth(task.targets, dataset.events("item")),
+            },
+            progress=lambda done: tell("ranking", done / len(task)),
+        )
     warm = dataset.events("item")[task.targets.values] > 0
     extra: dict[str, Any] = {
         "refitted": dataset.refit,

@@ -137,7 +137,7 @@ def refit_config(config: DictConfig) -> DictConfig:
 
 
 def resumed_config(config: DictConfig) -> DictConfig:
-    """The settings of the run that is resumed; more epochs may be asked for."""
+    """The settings of the run that is resumed, whatever else the command line says."""
     out = Run.open(config.resume).config
     with open_dict(out):
         out.resume = config.resume
