@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,12 @@ def evaluate_task(
     with progress(f"evaluate {task.name}") as tell:
         tell("embedding the candidates", 0.0)
         candidates = embedder.embed_items(task.candidates)
+        ranked = Counter[str]()
+
+        def count(more: int) -> None:
+            ranked["queries"] += more
+            tell("ranking", ranked["queries"] / len(task))
+
         result = evaluate(
             task,
             embedder.embed_queries(task.batches),
@@ -93,7 +100,7 @@ def evaluate_task(
                 "history length": history_length(lengths),
                 "target": target_warmth(task.targets, dataset.events("item")),
             },
-            progress=lambda done: tell("ranking", done / len(task)),
+            progress=count,
         )
     warm = dataset.events("item")[task.targets.values] > 0
     extra: dict[str, Any] = {
