@@ -1,4 +1,8 @@
-"""External ids and row numbers: the one place where they meet."""
+"""External ids and rows: the one place where they meet, in training and in serving.
+
+Row ``i`` of a user or item table belongs to the ``i``-th id; ids keep their type, int64 or string, from the log to the
+answer. A serving process asks for a few ids at a time, a thousand times a second, hence the table that is kept.
+"""
 
 from __future__ import annotations
 
@@ -7,82 +11,85 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from towers.errors import DataError
 
-ID_TYPES = {"int64": pa.int64(), "string": pa.string()}
-
-
-def id_type(arrow: pa.DataType, where: str = "") -> pa.DataType:
-    """The type in which ids of this Arrow type are kept: int64 or string.
-
-    Raises:
-        DataError: floats, dates and the like cannot be ids; unsigned 64-bit integers might not fit.
-    """
-    if pa.types.is_dictionary(arrow):
-        arrow = arrow.value_type
-    if pa.types.is_integer(arrow):
-        return pa.int64()
-    if pa.types.is_string(arrow) or pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow):
-        return pa.string()
-    raise DataError(
-        f"ids of type {arrow}; expected integers or strings", where=where, cure="cast the id column to int64 or string"
-    )
-
 
 class IdMap:
-    """External ids ↔ row numbers. Row ``i`` is the ``i``-th id given; ids keep their type.
+    """External ids ↔ rows; row ``i`` is the ``i``-th id.
 
     Args:
-        ids: unique, non-null ids, int64 or string.
+        ids: ``[N]`` unique ids, int64 or string.
+        what: said in errors ("item", "user").
 
     Raises:
-        DataError: on null or duplicate ids.
+        DataError: null or duplicate ids, or another type.
     """
 
-    def __init__(self, ids: pa.Array | pa.ChunkedArray, name: str = "id") -> None:
-        if isinstance(ids, pa.ChunkedArray):
-            ids = ids.combine_chunks()
-        self.name = name
-        self.ids: pa.Array = ids.cast(id_type(ids.type, name))
-        if self.ids.null_count:
-            row = int(np.flatnonzero(pc.is_null(self.ids).to_numpy(zero_copy_only=False))[0])
-            raise DataError(f"{self.ids.null_count} null ids", where=f"{name}, row {row}", cure="remove those rows")
-        if pc.count_distinct(self.ids).as_py() != len(self.ids):
-            counts = pc.value_counts(self.ids)
-            twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
-            raise DataError(f"id {twice!r} occurs more than once", where=name, cure="keep one row for each id")
+    def __init__(self, ids: pa.Array, what: str) -> None:
+        if ids.type not in (pa.int64(), pa.string()) or ids.null_count:
+            raise DataError(f"{what} ids are {ids.type} with {ids.null_count} nulls; expected int64 or string")
+        self.ids, self.what = ids, what
+        self._rows: dict[str, int] | None = None
+        if ids.type == pa.string():
+            self._rows = {v: i for i, v in enumerate(ids.to_pylist())}
+            distinct = len(self._rows)
+        else:
+            self._values = ids.to_numpy()
+            self._order = np.argsort(self._values, kind="stable")
+            self._sorted = self._values[self._order]
+            distinct = len(ids) - int(np.count_nonzero(self._sorted[1:] == self._sorted[:-1]))
+        if distinct != len(ids):
+            raise DataError(f"{len(ids) - distinct} {what} ids occur more than once")
 
     def __len__(self) -> int:
         """Number of ids."""
         return len(self.ids)
 
     def __contains__(self, external: object) -> bool:
-        """Whether this external id has a row."""
+        """Whether this id has a row."""
         try:
             return bool(self.rows([external])[0] >= 0)
         except DataError:
             return False
 
-    def rows(self, external: Iterable[Any] | pa.Array) -> NDArray[np.int64]:
-        """Row numbers of external ids, ``-1`` for the unknown.
+    def rows(self, external: Iterable[Any]) -> NDArray[np.int64]:
+        """Rows of external ids, ``-1`` for the unknown.
 
         Raises:
-            DataError: the ids are of another type than this map's.
+            DataError: ids of another type than these.
         """
-        if not isinstance(external, pa.Array | pa.ChunkedArray):
+        if isinstance(external, pa.Array | pa.ChunkedArray):
+            external = external.to_pylist()
+        if self._rows is not None:
+            wanted = list(external)
+            if odd := next((v for v in wanted if not isinstance(v, str)), None):
+                raise self._wrong(odd)
+            return np.fromiter((self._rows.get(v, -1) for v in wanted), np.int64, len(wanted))
+        if not isinstance(external, np.ndarray) or external.dtype.kind not in "iu":
             external = list(external)
-        try:
-            wanted = pa.array(external, self.ids.type) if isinstance(external, list) else external.cast(self.ids.type)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as e:
-            raise DataError(
-                f"ids that are not {self.ids.type}: {e}", where=self.name, cure=f"pass {self.ids.type} ids"
-            ) from e
-        found = pc.index_in(wanted, value_set=self.ids)
-        return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), dtype=np.int64)
+            for v in external:
+                if isinstance(v, bool) or not isinstance(v, int | np.integer) or not -(1 << 63) <= v < 1 << 63:
+                    raise self._wrong(v)
+        values = np.asarray(external, np.int64)
+        if not len(self.ids):
+            return np.full(len(values), -1, np.int64)
+        place = np.minimum(np.searchsorted(self._sorted, values), len(self.ids) - 1)
+        return np.where(self._sorted[place] == values, self._order[place], -1)
 
-    def external(self, rows: NDArray[np.int64]) -> pa.Array:
-        """External ids of row numbers; ``-1`` becomes null."""
-        return self.ids.take(pa.array(rows, mask=np.asarray(rows) < 0))
+    def external(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """External ids of rows, in the same shape: int64, or objects of type str.
+
+        Row ``-1`` becomes ``-1`` or None.
+        """
+        if self._rows is None:
+            return np.where(rows >= 0, self._values[rows], -1)
+        taken = self.ids.take(pa.array(rows.ravel(), mask=rows.ravel() < 0))
+        return np.asarray(taken.to_numpy(zero_copy_only=False), dtype=object).reshape(rows.shape)
+
+    def _wrong(self, value: object) -> DataError:
+        return DataError(
+            f"{value!r} ({type(value).__name__}) as {self.what} id; the {self.what} ids here are {self.ids.type}",
+            cure=f"pass {self.ids.type} ids",
+        )

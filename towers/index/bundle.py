@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 
 import towers
 from towers.errors import ConfigError
-from towers.features import Featurizer, Ragged, Schema
+from towers.features import Featurizer, IdMap, Ragged, Schema
 from towers.features import columns as c
 from towers.index import layout
 from towers.index.bundle_readme import readme
 from towers.index.faiss_setup import faiss
 from towers.index.golden import Golden, record
-from towers.index.lookup import Lookup
 from towers.index.manifest import write_manifest
 from towers.index.publish import published
 from towers.index.recipes import IndexRecipe
@@ -196,7 +195,7 @@ def _write_files(contents: BundleContents, root: Path) -> None:
     search = VectorSearch(contents.index, contents.embeddings, contents.recipe.resolve(*contents.embeddings.shape))
     golden = [replace(g, at=contents.data_end) if g.at is None else g for g in contents.golden]
     try:
-        layout.save_json(root, layout.GOLDEN, record(golden, Lookup(contents.item_ids, "item"), search))
+        layout.save_json(root, layout.GOLDEN, record(golden, IdMap(contents.item_ids, "item"), search))
     except (TypeError, ValueError) as e:
         raise ConfigError(f"a golden query cannot be written as JSON: {e}; use numbers, strings and lists") from e
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from towers.errors import BundleError
+from towers.features import IdMap
 from towers.index.layout import GOLDEN
-from towers.index.lookup import Lookup
 from towers.index.recall import recall_at
 from towers.index.search import VectorSearch
 
@@ -42,7 +42,7 @@ class Golden:
     at: int | None = None
 
 
-def record(queries: Sequence[Golden], items: Lookup, search: VectorSearch) -> dict[str, Any]:
+def record(queries: Sequence[Golden], items: IdMap, search: VectorSearch) -> dict[str, Any]:
     """The content of ``golden.json``: queries, vectors and exact answers."""
     vectors = np.stack([q.vector for q in queries]).astype(np.float32)
     k = min(_K, len(items))
@@ -64,7 +64,7 @@ def record(queries: Sequence[Golden], items: Lookup, search: VectorSearch) -> di
 
 
 def replay(
-    recorded: Mapping[str, Any], embed: Callable[[User, int | None], NDArray[np.float32]], items: Lookup,
+    recorded: Mapping[str, Any], embed: Callable[[User, int | None], NDArray[np.float32]], items: IdMap,
     search: VectorSearch,
 ) -> None:  # fmt: skip
     """Ask again and compare.

@@ -12,11 +12,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from towers.errors import BundleError
-from towers.features import Featurizer, Ragged, Schema
+from towers.features import Featurizer, IdMap, Ragged, Schema
 from towers.features import columns as c
 from towers.index import layout
 from towers.index.faiss_setup import faiss
-from towers.index.lookup import Lookup
 from towers.index.manifest import MANIFEST, is_count, parse_json, read_manifest
 from towers.index.recipes import IndexRecipe
 from towers.index.requests import KnownUsers
@@ -50,11 +49,11 @@ class OpenBundle:
     similarity: Similarity
     users: Featurizer
     context: Featurizer
-    items: Lookup
+    items: IdMap
     attributes: pa.Table
     search: VectorSearch
     history_inputs: NDArray[np.float32] | None
-    user_ids: Lookup | None
+    user_ids: IdMap | None
     known: KnownUsers | None
     user_tower: Tower
     golden: dict[str, Any]
@@ -81,7 +80,7 @@ def open_bundle(root: Path, *, verify: bool = True, threads: int | None = None) 
     with layout.reading(MANIFEST):
         similarity, recipe = Similarity(**manifest["similarity"]), IndexRecipe(**manifest["index"])
     n, dim = manifest["counts"]["items"], manifest["dim"]
-    items = Lookup(_ids(root, layout.ITEM_IDS, c.ITEM, schema.item_id, n), "item")
+    items = IdMap(_ids(root, layout.ITEM_IDS, c.ITEM, schema.item_id, n), "item")
     with layout.reading(layout.ATTRIBUTES):
         attributes = pq.read_table(root / layout.ATTRIBUTES)
         if attributes.num_rows != n:
@@ -105,7 +104,7 @@ def open_bundle(root: Path, *, verify: bool = True, threads: int | None = None) 
         attributes=attributes,
         search=VectorSearch(_index(root, n, dim, recipe), embeddings, recipe),
         history_inputs=inputs,
-        user_ids=None if known is None else Lookup(known.ids, "user"),
+        user_ids=None if known is None else IdMap(known.ids, "user"),
         known=known,
         user_tower=tower,
         golden=parse_json((root / layout.GOLDEN).read_bytes(), layout.GOLDEN),

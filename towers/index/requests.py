@@ -16,8 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from towers.errors import ConfigError, DataError
-from towers.features import Featurizer, Ragged, Schema
-from towers.index.lookup import Lookup
+from towers.features import Featurizer, IdMap, Ragged, Schema
 
 HISTORY, ACTIONS, TIMES = "history", "history_actions", "history_times"  # reserved fields of a raw user
 _HOUR = 3_600_000_000  # microseconds
@@ -129,7 +128,7 @@ def check_fields(users: Sequence[Mapping[str, Any]], known: Sequence[str]) -> No
             )
 
 
-def raw_events(user: Mapping[str, Any], items: Lookup, schema: Schema) -> tuple[Events, int]:
+def raw_events(user: Mapping[str, Any], items: IdMap, schema: Schema) -> tuple[Events, int]:
     """The events of a raw user, and how many of its items the catalogue does not have."""
     given = list(_sequence(user, HISTORY))
     rows = items.rows(given)
