@@ -11,6 +11,7 @@ are scored a second time by the protocol's own ``evaluate.py``, where that is th
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import platform
 import subprocess
@@ -151,7 +152,7 @@ def judge_the_way(row: dict[str, Any]) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown, the 95 % intervals after the values."""
-    head = ["experiment", "protocol, task", "refitted", *SHOWN, "validation", "epochs", "seconds"]
+    head = ["experiment", "protocol, task", "refitted", *SHOWN, "validation", "epochs", "seconds", "commit"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         for task, result in row["tasks"].items():
@@ -159,51 +160,44 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{m['value']:.4f} ({m['low']:.4f} to {m['high']:.4f})"
                 for m in (result["metrics"][key] for key in SHOWN)
             ]
-            valid = row["valid"]
+            valid, commit = row["valid"], row["git_sha"][:7] + (" (changed)" if row["git_dirty"] else "")
             lines.append(
                 f"| `{row['experiment']}` | {row['protocol']}, {task} | {'yes' if row['refitted'] else 'no'} | "
                 + " | ".join(cells)
-                + f" | {valid['metric']} {valid['value']:.4f} | {valid['epochs']} | {row['seconds']:.0f} |"
+                + f" | {valid['metric']} {valid['value']:.4f} | {valid['epochs']} | {row['seconds']:.0f} | {commit} |"
             )
     return "\n".join(lines)
 
 
 def record(rows: list[dict[str, Any]], what: str) -> Path:
-    """Write ``results/quality_WHAT_DATE.json`` and ``.md``; return the latter."""
-    provenance = {
-        "command": "python -m benchmarks.quality " + " ".join(row["experiment"] for row in rows),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, 2 threads",
-        "python": platform.python_version(),
-        "versions": _versions(),
-    }
-    stem = RESULTS / f"quality_{what}_{provenance['date']}"
+    """Write ``results/quality_WHAT_DATE.json`` and ``.md``; a row replaces the same day's row of its experiment."""
+    date = datetime.now(UTC).date().isoformat()
+    stem = RESULTS / f"quality_{what}_{date}"
+    old = json.loads(stem.with_suffix(".json").read_text())["rows"] if stem.with_suffix(".json").exists() else []
+    latest = {row["experiment"]: row for row in [*old, *rows]}
+    rows = [latest[name] for name in PROTOCOLS if name in latest]
+    command, machine = "python -m benchmarks.quality", f"{platform.machine()}, 2 threads"
+    versions = {n: importlib.metadata.version(n) for n in ("torch", "pytorch-lightning", "numpy", "duckdb")}
+    provenance = {"command": command, "date": date, "machine": machine, "python": platform.python_version()}
     RESULTS.mkdir(exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps({**provenance, "rows": rows}, indent=1) + "\n")
-    shas = ", ".join(sorted({f"{r['git_sha']}{' with changes' if r['git_dirty'] else ''}" for r in rows}))
-    versions = ", ".join(f"{k} {v}" for k, v in _versions().items())
+    stem.with_suffix(".json").write_text(
+        json.dumps({**provenance, "versions": versions, "rows": rows}, indent=1) + "\n"
+    )
+    with_versions = ", ".join(f"{k} {v}" for k, v in versions.items())
     commands = "\n".join("    " + c for row in rows for c in row["commands"])
     text = f"""# Quality on the real protocols
 
-One run of each experiment, seed {rows[0]["seed"]}; everything was chosen on validation, test was read once. Full
-ranking; recall is hits / number of targets; 95 % bootstrap intervals over queries. Seconds: preparing, training,
-refitting and evaluating.
+One run of each experiment, seed {rows[0]["seed"]}; everything was chosen on validation. Full ranking; recall is
+hits / number of targets; 95 % bootstrap intervals over queries. Seconds: preparing, training, refitting and evaluating.
 
 {table(rows)}
 
-Command `{provenance["command"]}`, {provenance["date"]}; commit {shas}; {provenance["machine"]};
-Python {provenance["python"]}, {versions}. It runs:
+Command `{command} [PROTOCOL …]`, {date}; {machine}; Python {platform.python_version()}, {with_versions}. It runs:
 
 {commands}
 """
     stem.with_suffix(".md").write_text(text)
     return stem.with_suffix(".md")
-
-
-def _versions() -> dict[str, str]:
-    import importlib.metadata
-
-    return {name: importlib.metadata.version(name) for name in ("torch", "pytorch-lightning", "numpy", "duckdb")}
 
 
 def main() -> None:
