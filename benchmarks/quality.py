@@ -217,14 +217,12 @@ def main() -> None:
     for name in a.protocols or PROTOCOLS:
         with tempfile.TemporaryDirectory(prefix="quality-") as scratch:
             rows.append(measure(name, Path(scratch), shared, quick=a.quick))
-    if a.quick:
-        for row in rows:
-            judge_the_way(row)
-        return
-    print(table(rows))
-    print(f"recorded in {record(rows, a.what)}")
+        if not a.quick:
+            print(f"recorded in {record(rows, a.what)}")
+    if not a.quick:
+        print(table(rows))
     for row in rows:
-        judge(row)
+        judge_the_way(row) if a.quick else judge(row)
 
 
 if __name__ == "__main__":
