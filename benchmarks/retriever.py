@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.line import interleaved, report
-from towers.features import Featurizer, Schema
+from towers.features import Featurizer, IdMap, Schema
 from towers.index.faiss_setup import faiss
-from towers.index.lookup import Lookup
 from towers.index.opening import OpenBundle
 from towers.index.recipes import KINDS, IndexRecipe, build_index
 from towers.index.retriever import Retriever
@@ -34,7 +33,7 @@ def retriever_over(vectors: np.ndarray, recipe: IndexRecipe) -> Retriever:
             similarity=Similarity("dot"),
             users=nothing,
             context=nothing,
-            items=Lookup(pa.array(np.random.default_rng(1).permutation(n) + 10**9), "item"),
+            items=IdMap(pa.array(np.random.default_rng(1).permutation(n) + 10**9), "item"),
             attributes=pa.table({"row": np.arange(n)}),
             search=VectorSearch(build_index(vectors, recipe, Similarity("dot")), vectors, recipe.resolve(n, dim)),
             history_inputs=None,

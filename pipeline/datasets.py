@@ -45,7 +45,8 @@ def ensure_generated(config: DictConfig) -> None:
     if settings is None:
         return
     folder = Path(config.data.source)
-    wanted = MarketConfig(**OmegaConf.to_container(settings, resolve=True))
+    plain: Any = OmegaConf.to_container(settings, resolve=True)
+    wanted = MarketConfig(**plain)
     record = folder / "market.json"
     if record.is_file() and json.loads(record.read_text())["config"] == asdict(wanted):
         return

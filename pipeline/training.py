@@ -105,7 +105,7 @@ def _close(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=trainer.global_step)
         logger.finalize("success")
-        if finish := getattr(logger.experiment, "finish", None):
+        if finish := getattr(getattr(logger, "experiment", None), "finish", None):
             finish()
 
 
