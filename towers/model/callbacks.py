@@ -44,31 +44,33 @@ class Throughput(pl.Callback):
 
 
 class KeepLast(pl.callbacks.Checkpoint):
-    """Saves ``last.ckpt`` every so many optimiser steps, right after a step, when no gradient is half accumulated.
+    """Saves ``last.ckpt`` every so many optimiser steps, at moments from which Lightning resumes exactly.
 
-    Lightning's ``ModelCheckpoint`` forgets at a resume that this step has been saved, and would save again one batch
-    later: within an accumulation, whose gradients no checkpoint holds.
+    These are right after a step, when no gradient is half accumulated, and not after the last batch of an epoch: a run
+    resumed there miscounts its epochs, and a second resume would repeat part of one. (``ModelCheckpoint`` saves at
+    both.) An epoch of a single batch therefore has no such moment; the end of training is saved in any case.
 
     Args:
         folder: where; the file is replaced whole.
-        every: optimiser steps between two saves.
+        every: optimiser steps between two saves, at least.
     """
 
     def __init__(self, folder: str, every: int) -> None:
         self.path, self.every = f"{folder}/last.ckpt", every
-        self.saved = 0
+        self.saved = self.seen = 0  # optimiser steps
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What a run resumes from has been saved."""
-        self.saved = trainer.global_step
+        self.saved = self.seen = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save, if a step that is due has just been made."""
-        step = trainer.global_step
-        if step != self.saved and step % self.every == 0:
-            self.saved = step
+        """Save, if it is due and a step has just been made."""
+        stepped = trainer.global_step != self.seen
+        self.seen = trainer.global_step
+        if stepped and not trainer.is_last_batch and self.seen >= self.saved + self.every:
+            self.saved = self.seen
             trainer.save_checkpoint(self.path)
 
 

@@ -85,7 +85,7 @@ class Embedder:
             yield self._run(lambda b, h: self.model.embed_users(self.users(b.user), h, b.context), here, history)
 
     def _blocks(self, embed: Any, rows: Any | None) -> Iterator[Tensor]:
-        rows = torch.arange(len(self.items)) if rows is None else torch.as_tensor(rows)
+        rows = torch.arange(len(self.items)) if rows is None else torch.tensor(rows)  # a copy: arrays may be read-only
         for part in torch.split(rows, self.block):
             yield self._run(lambda r: embed(self.items(r.to(self.device))), part)
 
