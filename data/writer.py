@@ -8,7 +8,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -19,21 +21,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from towers.features import columns as c
+
 # Users of one bucket share a part. New users are numbered after the old ones, so that newer logs add
 # buckets and generations and rewrite none.
 USERS_PER_BUCKET = 1 << 18
 FORMAT_VERSION = 1
 _ROW_GROUP = 1 << 19  # rows
+_BEHIND = 2  # row groups that may wait for the writing thread
 
 
 class Parts:
-    """Rows sorted by user → ``FOLDER/BUCKET-GENERATION.parquet``, or one file of a given name."""
+    """Rows sorted by user → ``FOLDER/BUCKET-GENERATION.parquet``, or one file of a given name.
+
+    A thread of its own encodes and writes, while the caller already works on the next rows.
+    """
 
     def __init__(self, root: Path, folder: str, generation: int = 0, name: str | None = None) -> None:
         self._root, self._folder, self._generation, self._name = root, folder, generation, name
         self._bucket = -1
         self._writer: pq.ParquetWriter | None = None
         self._held: list[pa.Table] = []  # rows that do not fill a row group yet
+        self._pool = ThreadPoolExecutor(max_workers=1)  # one, hence everything happens in order
+        self._pending: deque[Future[None]] = deque()
         self.files: dict[str, int] = {}  # name → rows
         self.rows = 0
 
@@ -50,12 +60,16 @@ class Parts:
         part = self._name or f"{bucket:05d}-{self._generation:05d}"
         name = f"{self._folder}/{part}.parquet"
         if self._writer is None or (bucket != self._bucket and not self._name):
-            self.close()
+            self._close_part()
             (self._root / self._folder).mkdir(parents=True, exist_ok=True)
             self._bucket = bucket
-            # plain encoding: ids and offsets do not repeat enough for a dictionary to pay
+            # plain encoding: ids and offsets do not repeat enough for a dictionary to pay; LZ4: a third of zstd's time
             self._writer = pq.ParquetWriter(
-                self._root / name, table.schema, compression="zstd", compression_level=1, use_dictionary=False
+                self._root / name,
+                table.schema,
+                compression="lz4",
+                use_dictionary=False,
+                write_statistics=[c.SPLIT] if c.SPLIT in table.column_names else False,
             )
         self._held.append(table)
         self.files[name] = self.files.get(name, 0) + len(table)
@@ -71,15 +85,31 @@ class Parts:
         n = len(table) // _ROW_GROUP * _ROW_GROUP if whole_groups else len(table)
         for start in range(0, n, _ROW_GROUP):
             size = min(_ROW_GROUP, n - start)
-            self._writer.write_table(table.slice(start, size).combine_chunks(), row_group_size=_ROW_GROUP)
+            self._later(_write_group, self._writer, table.slice(start, size))
         self._held = [table.slice(n)] if n < len(table) else []
 
-    def close(self) -> None:
-        """Close the open part."""
+    def _later(self, f: Callable[..., None], *args: Any) -> None:
+        """Hand work to the thread; wait while it is too far behind, so that memory stays bounded."""
+        self._pending.append(self._pool.submit(f, *args))
+        while len(self._pending) > _BEHIND:
+            self._pending.popleft().result()
+
+    def _close_part(self) -> None:
         self._flush(whole_groups=False)
         if self._writer is not None:
-            self._writer.close()
+            self._later(self._writer.close)
             self._writer = None
+
+    def close(self) -> None:
+        """Finish all files."""
+        self._close_part()
+        while self._pending:
+            self._pending.popleft().result()
+        self._pool.shutdown()
+
+
+def _write_group(writer: pq.ParquetWriter, rows: pa.Table) -> None:
+    writer.write_table(rows.combine_chunks(), row_group_size=_ROW_GROUP)
 
 
 def sha256(path: Path) -> str:
@@ -91,9 +121,12 @@ def sha256(path: Path) -> str:
 def describe_files(root: Path, rows: dict[str, int]) -> dict[str, dict[str, Any]]:
     """Every file below ``root`` with its size, SHA-256 and, where known, rows."""
     out = {}
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+    paths = sorted(p for p in root.rglob("*") if p.is_file())
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(sha256, paths))
+    for path, digest in zip(paths, hashes, strict=True):
         name = path.relative_to(root).as_posix()
-        out[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        out[name] = {"bytes": path.stat().st_size, "sha256": digest}
         if name in rows:
             out[name]["rows"] = rows[name]
     return out
