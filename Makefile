@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/market/latest
+SHOWN := '[title,employer,place,salary]'
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench serving-check clean
@@ -22,12 +23,12 @@ demo: $(VENV)/installed ## from raw logs to retrieved jobs, on the synthetic job
 	$(BIN)/python train.py experiment=market
 	$(BIN)/python export.py run=$(RUN) index=flat bundle=$$(readlink -f $(RUN))/bundle
 	@echo; echo 'The best jobs for two members:'
-	$(BIN)/python query.py bundle=$(RUN)/bundle user=m0000007 k=5 at=export
-	$(BIN)/python query.py bundle=$(RUN)/bundle user=m0000042 k=5 at=export
+	$(BIN)/python query.py bundle=$(RUN)/bundle user=m0000007 k=5 at=export columns=$(SHOWN)
+	$(BIN)/python query.py bundle=$(RUN)/bundle user=m0000042 k=5 at=export columns=$(SHOWN)
 	@echo; echo 'For the second, only where a visa is sponsored and the salary is known to be at least 60,000:'
-	$(BIN)/python query.py bundle=$(RUN)/bundle user=m0000042 k=5 at=export filter='"sponsors_visa and salary >= 60000"'
+	$(BIN)/python query.py bundle=$(RUN)/bundle user=m0000042 k=5 at=export columns=$(SHOWN) filter='"sponsors_visa and salary >= 60000"'
 	@echo; echo 'Next, try:'
-	@echo '  $(BIN)/python query.py bundle=$(RUN)/bundle user="{field: nursing, history: [17, 99]}" at=export'
+	@echo '  $(BIN)/python query.py bundle=$(RUN)/bundle user="{field: Nursing, skills: [Triage], place: Berlin}" at=export'
 	@echo '  $(BIN)/python train.py --help'
 	@echo '  $(BIN)/python train.py refit=$(RUN)'
 	@echo '  open $(RUN)/eval/test/report.html'
