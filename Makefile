@@ -18,7 +18,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 setup: $(VENV)/installed ## the environment in .venv, under constraints.txt
 
-demo: $(VENV)/installed ## from raw logs to retrieved jobs, on the synthetic job market (8 minutes)
+demo: $(VENV)/installed ## from raw logs to retrieved jobs, on the synthetic job market (2 minutes)
 	$(BIN)/python prepare.py data=market
 	$(BIN)/python train.py experiment=market
 	$(BIN)/python export.py run=$(RUN) index=flat bundle=$$(readlink -f $(RUN))/bundle
@@ -33,7 +33,7 @@ demo: $(VENV)/installed ## from raw logs to retrieved jobs, on the synthetic job
 	@echo '  $(BIN)/python train.py refit=$(RUN)'
 	@echo '  open $(RUN)/eval/test/report.html'
 
-test: $(VENV)/installed ## lint, types, tests (15 minutes)
+test: $(VENV)/installed ## lint, types, tests (6 minutes)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
