@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from data.module import RetrievalData
 from pipeline import build
@@ -69,8 +71,16 @@ def train(config: DictConfig, folder: Path) -> float | None:
     module = build.retrieval(config, dataset, steps)
     say(_summary(module_data, module, run))
     resume = run.checkpoints / "last.ckpt"
-    trainer.fit(module, module_data, ckpt_path=str(resume) if config.resume and resume.is_file() else None,
-                weights_only=False)  # fmt: skip
+    try:
+        trainer.fit(
+            module,
+            module_data,
+            ckpt_path=str(resume) if config.resume and resume.is_file() else None,
+            weights_only=False,
+        )
+    except SIGTERMException:  # a SystemExit without a status, which a scheduler would take for success
+        say(f"stopped by SIGTERM; go on with: python train.py resume={run.folder}")
+        raise SystemExit(128 + signal.SIGTERM) from None
     trainer.save_checkpoint(resume)
     if trainer.interrupted:
         raise ConfigError(f"interrupted; go on with: python train.py resume={run.folder}")
