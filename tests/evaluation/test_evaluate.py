@@ -12,8 +12,8 @@ import torch
 
 from tests.evaluation.worlds import lists, make_task, world
 from towers.errors import ConfigError, DataError
-from towers.evaluation.evaluate import METRICS, evaluate
-from towers.evaluation.ranking import rank
+from towers.evaluation.evaluate import METRICS, evaluate, evaluate_scores
+from towers.evaluation.ranking import InnerProducts, rank
 from towers.evaluation.slices import Slice, attribute, history_length, target_warmth
 
 EVALUATOR = Path(__file__).parents[2] / ".." / "shared" / "protocols" / "evaluate.py"
@@ -43,6 +43,15 @@ def test_values_by_hand():
     assert found.flat() == pytest.approx(by_hand, abs=1e-15)
     assert found.per_query["recall@2"].tolist() == [1 / 2, 1]
     assert list(found.flat("")) == list(found.values)
+
+
+def test_scores_are_evaluated_as_vectors_are():
+    task, queries, candidates = world(4, queries=30, clock=True)
+    names = (*METRICS, "auc", "mrr@all")
+    ranked = []
+    found = evaluate_scores(task, InnerProducts(queries, candidates), metrics=names, progress=ranked.append)
+    assert found.flat() == evaluate(task, queries, candidates, metrics=names).flat()
+    assert sum(ranked) == 30
 
 
 def test_a_slice_counts_only_its_targets():

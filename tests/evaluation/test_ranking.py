@@ -12,7 +12,7 @@ from tests.evaluation.worlds import brute_force, lists, make_task, world
 from towers.errors import DataError
 from towers.evaluation import topk
 from towers.evaluation.eligibility import Clock
-from towers.evaluation.ranking import rank
+from towers.evaluation.ranking import rank, rank_scores
 from towers.evaluation.topk import top_k
 
 seeds = st.integers(0, 10_000)
@@ -156,6 +156,60 @@ def test_queries_may_come_in_blocks_and_in_half_precision():
     assert blocks.items.tolist() == whole.items.tolist()
     assert blocks.scores.dtype == np.float32
     assert seen == [3, 3, 3, 1]
+
+
+class Given:
+    """A scorer whose scores are written down."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, scores):
+        self.scores, self.asked = scores, []
+
+    def __len__(self):
+        return len(self.scores)
+
+    def write(self, queries, out):
+        self.asked.append(queries.tolist())
+        out.copy_(self.scores[torch.from_numpy(queries)])
+
+
+@many
+@given(seed=seeds, clock=st.booleans(), coarse=st.booleans(), block=st.sampled_from([1, 3, 100]))
+def test_scores_of_any_origin_are_ranked_as_inner_products_are(seed, clock, coarse, block):
+    task, queries, candidates = world(seed, clock=clock, coarse=coarse)
+    scorer = Given(queries @ candidates.T)
+    found = rank_scores(scorer, task, 40, block=block, target_ranks=True)
+    expected = rank(queries, candidates, task, 40, block=block, target_ranks=True)
+    np.testing.assert_array_equal(found.items, expected.items)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5, atol=1e-6)
+    assert found.target_ranks.values.tolist() == expected.target_ranks.values.tolist()
+    assert found.eligible.tolist() == expected.eligible.tolist()
+    asked = [q for block_ in scorer.asked for q in block_]
+    assert sorted(asked) == list(range(len(task)))
+    assert all(len(block_) <= block for block_ in scorer.asked)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("width", [40, 64 * topk.GROUP])
+def test_a_scorer_that_gives_no_number_is_refused(value, width):
+    task = make_task([[0], [0]], range(width))
+    scores = torch.zeros(2, width)
+    scores[1, width - 1] = value
+    with pytest.raises(DataError, match="NaN or infinite") as e:
+        rank_scores(Given(scores), task, 3)
+    assert "query 1" in e.value.where
+
+
+def test_a_scorer_may_leave_candidates_out():
+    task = make_task([[0]], range(3))
+    found = rank_scores(Given(torch.tensor([[-math.inf, 2.0, 1.0]])), task, 3)
+    assert found.items.tolist() == [[1, 2, -1]]
+
+
+def test_a_scorer_must_have_the_queries_of_the_task():
+    with pytest.raises(ValueError, match="scores of 3 queries"):
+        rank_scores(Given(torch.zeros(3, 2)), make_task([[0]], range(2)), 1)
 
 
 def test_lower_training_precision_does_not_reach_the_ranking():

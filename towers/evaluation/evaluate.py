@@ -1,4 +1,4 @@
-"""A task, query vectors and candidate vectors → an ``Evaluation``.
+"""A task and scores, or the vectors that they are products of → an ``Evaluation``.
 
 Shapes: ``Q`` queries, ``N`` candidates, ``D`` dimensions, ``T`` targets of all queries end to end.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from towers.errors import ConfigError, DataError
 from towers.evaluation import metrics as m
-from towers.evaluation.ranking import Ranking, rank
+from towers.evaluation.ranking import Ranking, Scorer, rank, rank_scores
 from towers.evaluation.results import DEPTH, Evaluation, Scores
 from towers.evaluation.slices import Slice
 from towers.evaluation.task import Task
@@ -51,6 +51,51 @@ def evaluate(
         ConfigError: an unknown metric, or a cut-off below 1.
         DataError: the task has no queries, or vectors are not finite.
     """
+
+    def ranked(k: int, target_ranks: bool) -> Ranking:
+        return rank(query_blocks, candidates, task, k, target_ranks=target_ranks, progress=progress)
+
+    return _evaluate(task, ranked, ks, metrics, slices)
+
+
+def evaluate_scores(
+    task: Task,
+    scorer: Scorer,
+    *,
+    ks: Sequence[int] = (10, 20, 100),
+    metrics: Sequence[str] = METRICS,
+    slices: Mapping[str, Slice] | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Evaluation:
+    """``evaluate`` for scores that are not products of two vectors.
+
+    Args:
+        task: what is asked.
+        scorer: scores the task's queries against its candidates; its work is counted in ``seconds``.
+        ks: cut-offs.
+        metrics: names, see ``METRICS``.
+        slices: divisions by name, each measured part by part.
+        progress: called with the number of queries ranked after each block.
+
+    Raises:
+        ConfigError: an unknown metric, or a cut-off below 1.
+        DataError: the task has no queries, or a score is no number.
+    """
+
+    def ranked(k: int, target_ranks: bool) -> Ranking:
+        return rank_scores(scorer, task, k, target_ranks=target_ranks, progress=progress)
+
+    return _evaluate(task, ranked, ks, metrics, slices)
+
+
+def _evaluate(
+    task: Task,
+    ranked: Callable[[int, bool], Ranking],
+    ks: Sequence[int],
+    metrics: Sequence[str],
+    slices: Mapping[str, Slice] | None,
+) -> Evaluation:
+    """Check the question, rank to the depth that it needs, measure."""
     known = (*METRICS, *m.WITHOUT_CUT)
     if unknown := [x for x in metrics if x not in known]:
         raise ConfigError(f"unknown metrics {unknown}; known are {list(known)}")
@@ -62,7 +107,7 @@ def evaluate(
         )
     start = time.perf_counter()
     every_rank = any(x in m.WITHOUT_CUT for x in metrics)
-    ranking = rank(query_blocks, candidates, task, max(DEPTH, *ks), target_ranks=every_rank, progress=progress)
+    ranking = ranked(max(DEPTH, *ks), every_rank)
     place = m.places(ranking.items, task.targets)
 
     def part(keep: NDArray[np.bool_] | None = None) -> Scores:

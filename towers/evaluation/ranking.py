@@ -1,4 +1,4 @@
-"""Exact ranking of a task's candidates for its queries, in blocks on the device of the vectors.
+"""Exact ranking of a task's candidates for its queries, in blocks on the device of the scores.
 
 Shapes: ``Q`` queries, ``N`` candidates, ``D`` dimensions, ``K`` places, ``B`` queries of a block,
 ``W`` columns of the score buffer (``N`` and a little padding), ``T`` targets.
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -42,6 +43,54 @@ class Ranking:
     scores: NDArray[np.float32]
     target_ranks: Ragged | None = None
     eligible: NDArray[np.int64] | None = None
+
+
+class Scorer(Protocol):
+    """Scores of a task's queries against all of its candidates, made a block at a time."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scores are written and ranked."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of queries."""
+        ...
+
+    def write(self, queries: NDArray[np.int64], out: Tensor) -> None:
+        """Fill a block.
+
+        Args:
+            queries: ``[B]`` numbers of queries, in any order.
+            out: ``[B, N]`` float32, to be overwritten; rows need not be adjacent in memory.
+        """
+        ...
+
+
+class InnerProducts:
+    """The scorer of a two-tower model: query vectors × candidate vectors.
+
+    Args:
+        queries: ``[Q, D]`` float32 vectors.
+        candidates: ``[N, D]`` float32 vectors on the same device.
+    """
+
+    def __init__(self, queries: Tensor, candidates: Tensor) -> None:
+        self.queries, self.candidates = queries, candidates
+
+    @property
+    def device(self) -> torch.device:
+        """That of the vectors."""
+        return self.candidates.device
+
+    def __len__(self) -> int:
+        """``Q``."""
+        return len(self.queries)
+
+    def write(self, queries: NDArray[np.int64], out: Tensor) -> None:
+        """One matrix product."""
+        with _full_precision():
+            torch.mm(self.queries[torch.from_numpy(queries).to(self.device)], self.candidates.T, out=out)
 
 
 @torch.no_grad()
@@ -89,17 +138,49 @@ def rank(
             f"has {len(task)} queries and {n} candidates"
         )
     _check(vectors, candidates, task)
+    scorer = InnerProducts(vectors, candidates)
+    return rank_scores(scorer, task, k, block=block, target_ranks=target_ranks, progress=progress)
 
+
+@torch.no_grad()
+def rank_scores(
+    scorer: Scorer,
+    task: Task,
+    k: int,
+    *,
+    block: int | None = None,
+    target_ranks: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> Ranking:
+    """Rank every eligible candidate of a task for each of its queries by any scorer; otherwise as ``rank``.
+
+    Args:
+        scorer: scores the task's queries against its candidates.
+        task: the candidates, exclusions and times.
+        k: how many places to fill.
+        block: queries scored at once; by default what keeps the scores near 128 MB.
+        target_ranks: also find the rank of every target.
+        progress: called with the number of queries finished after each block.
+
+    Raises:
+        DataError: a score is NaN or infinite.
+        ValueError: the scorer has other queries than the task, there are no candidates, or ``k < 1``.
+    """
+    n = len(task.candidates)
+    if len(scorer) != len(task) or min(n, k) < 1:
+        raise ValueError(
+            f"scores of {len(scorer)} queries, k={k}; task {task.name!r} has {len(task)} queries and {n} candidates"
+        )
     exclusions = Exclusions(task)
     targets = Columns(task.candidates).pairs(task.targets)
     clock = None
     order = np.arange(len(task))
     if task.time is not None and (task.posted is not None or task.expires is not None):
-        clock = Clock(task, candidates.device)
+        clock = Clock(task, scorer.device)
         order = np.argsort(task.time, kind="stable")
     width = padded(max(n, k))
     block = block or max(16, _BUFFER_BYTES // (4 * width))
-    buffer = torch.full((min(block, len(task)), width), -math.inf, device=candidates.device)
+    buffer = torch.full((min(block, len(task)), width), -math.inf, device=scorer.device)
     items = np.full((len(task), k), -1, np.int64)
     scores = np.full((len(task), k), -np.inf, np.float32)
     ranks = np.zeros(len(task.targets.values), np.int64)
@@ -108,12 +189,17 @@ def rank(
     for start in range(0, len(task), block):
         rows = order[start : start + block]
         block_scores = buffer[: len(rows)]
-        with _full_precision():
-            torch.mm(vectors[torch.from_numpy(rows).to(vectors.device)], candidates.T, out=block_scores[:, :n])
+        scorer.write(rows, block_scores[:, :n])
         exclusions.apply(block_scores, rows)
         if clock is not None:
             clock.apply(block_scores, rows)
         best, columns = (x.cpu().numpy() for x in top_k(block_scores, k))
+        if not (best < np.inf).all():  # NaN sorts first, so whatever is no number is among the best
+            raise DataError(
+                "scores that are NaN or infinite",
+                where=f"task {task.name!r}, query {rows[(~(best < np.inf)).any(axis=1)][0]}",
+                cure="look for NaN in the data or the settings of the scorer",
+            )
         found = best > -np.inf
         items[rows] = np.where(found, task.candidates[np.where(found, columns, 0)], -1)
         scores[rows] = best
