@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hydra.utils
+import numpy as np
 from omegaconf import DictConfig
 
 from data.module import RetrievalData
 from data.prepared import PreparedDataset
+from pipeline.console import progress
+from towers.model.closed_form.factors import assign
+from towers.model.closed_form.interactions import Interactions
 from towers.model.module import Retrieval, TrainingData
 from towers.model.tables import FeatureTable
 
@@ -19,8 +23,9 @@ def datamodule(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
 
 def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | None = None) -> Retrieval:
     """The untrained LightningModule of a config."""
-    users, items = dataset.featurizer("user"), dataset.featurizer("item")
-    model = hydra.utils.instantiate(config.model)(users.infos, items.infos, (), len(dataset.schema.actions))
+    users, items, contexts = (dataset.featurizer(side) for side in ("user", "item", "context"))
+    actions = len(dataset.schema.actions)
+    model = hydra.utils.instantiate(config.model)(users.infos, items.infos, contexts.infos, actions)
     posted, expires = dataset.item_times()
     tables = TrainingData(
         FeatureTable(dataset.encoded("user"), len(dataset.users)),
@@ -29,6 +34,7 @@ def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | N
         total_steps,
         posted,
         expires,
+        FeatureTable(dataset.encoded("context"), len(dataset.contexts)),
     )
     return Retrieval(
         model,
@@ -39,6 +45,30 @@ def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | N
         correct_positive=config.correct_positive,
         ks=tuple(config.ks),
         seed=config.seed,
+    )
+
+
+def initialise(config: DictConfig, module: Retrieval, dataset: PreparedDataset) -> None:
+    """Give an untrained module the weights of the closed form named by ``init``."""
+    with progress("initialise") as tell:
+        factors = hydra.utils.instantiate(config.init)(interactions(dataset), module.model.dim, progress=tell)
+    assign(module.model, factors, module.items)
+
+
+def interactions(dataset: PreparedDataset) -> Interactions:
+    """The positive training events."""
+    e = dataset.examples("train")
+    e = e.take(e.weight > 0)
+    time = np.zeros(len(e), np.int64) if e.time is None else e.time
+    e = e.take(np.lexsort((time, e.user)))
+    return Interactions(
+        e.user.astype(np.int64),
+        e.item.astype(np.int64),
+        e.weight,
+        len(dataset.users),
+        len(dataset.items),
+        None if dataset.schema.clock == "none" else e.time,
+        dataset.encoded("item"),
     )
 
 

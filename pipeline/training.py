@@ -24,6 +24,7 @@ from pipeline.evaluating import evaluate_run
 from pipeline.runs import Run
 from towers.errors import ConfigError
 from towers.model.callbacks import KeepLast, ProgressBar, StopOnNonFiniteLoss, Throughput
+from towers.model.module import Retrieval
 
 # Lightning's advice on DataLoader workers does not apply: batches are integer gathers from arrays in memory.
 _NOISE = (".*does not have many workers.*", ".*`IterableDataset` has `__len__` defined.*", ".*log_every_n_steps.*",
@@ -69,19 +70,25 @@ def train(config: DictConfig, folder: Path) -> float | None:
     epochs = config.schedule_epochs or trainer.max_epochs or 1
     steps = _steps(module_data, trainer, int(epochs))
     module = build.retrieval(config, dataset, steps)
-    say(_summary(module_data, module, run))
+    if trainer.is_global_zero:
+        say(_summary(module_data, module, run, trainer.world_size))
     resume = run.checkpoints / "last.ckpt"
+    resumes = bool(config.resume) and resume.is_file()
+    if not resumes:
+        _start(config, run, trainer, module, module_data, best, stop)
     try:
         trainer.fit(
             module,
             module_data,
-            ckpt_path=str(resume) if config.resume and resume.is_file() else None,
+            ckpt_path=str(resume) if resumes else None,
             weights_only=False,
         )
     except SIGTERMException:  # a SystemExit without a status, which a scheduler would take for success
         say(f"stopped by SIGTERM; go on with: python train.py resume={run.folder}")
         raise SystemExit(128 + signal.SIGTERM) from None
     trainer.save_checkpoint(resume)
+    if torch.distributed.is_initialized():  # at the interpreter's exit, gloo may wait for ever
+        torch.distributed.destroy_process_group()
     if trainer.interrupted:
         raise ConfigError(f"interrupted; go on with: python train.py resume={run.folder}")
     value = None if best is None or best.best_model_score is None else float(best.best_model_score)
@@ -101,6 +108,39 @@ def train(config: DictConfig, folder: Path) -> float | None:
         run.finish(outcome)
         _close(trainer, outcome["metrics"])
     return value
+
+
+def _start(
+    config: DictConfig,
+    run: Run,
+    trainer: pl.Trainer,
+    module: Retrieval,
+    data: RetrievalData,
+    best: ModelCheckpoint | None,
+    stop: EarlyStopping | None,
+) -> None:
+    """Initialise the weights, and let what there is before training compete with what training makes of it."""
+    if config.get("init") is not None:
+        build.initialise(config, module, data.dataset)
+    if best is None or (config.get("init") is None and trainer.max_epochs != 0):
+        return
+    monitor = build.monitor(config)
+    value = torch.tensor(trainer.validate(module, data, verbose=False)[0][monitor])
+    say(f"before training: {monitor} {value:.4f}")
+    path = str(run.checkpoints / "best.ckpt")
+    trainer.save_checkpoint(path)
+    best.load_state_dict(
+        {
+            **best.state_dict(),
+            "best_model_score": value,
+            "best_model_path": path,
+            "best_k_models": {path: value},
+            "kth_best_model_path": path,
+            "kth_value": value,
+        }
+    )
+    if stop is not None:
+        stop.load_state_dict({**stop.state_dict(), "best_score": value})
 
 
 def _quiet() -> None:
@@ -176,7 +216,8 @@ def _early_stopping(config: DictConfig) -> EarlyStopping | None:
 def _best_epoch(best: ModelCheckpoint | None) -> int:
     """Epochs trained when the best checkpoint was written."""
     assert best is not None
-    return int(torch.load(best.best_model_path, weights_only=False, map_location="cpu")["epoch"]) + 1
+    checkpoint = torch.load(best.best_model_path, weights_only=False, map_location="cpu")
+    return int(checkpoint["epoch"]) + 1 if checkpoint["global_step"] else 0
 
 
 def _loggers(config: DictConfig, run: Run) -> Any:
@@ -192,10 +233,11 @@ def _steps(data: RetrievalData, trainer: pl.Trainer, epochs: int) -> int:
     return epochs * math.ceil(data.batches_per_epoch(trainer.world_size) / trainer.accumulate_grad_batches)
 
 
-def _summary(data: RetrievalData, module: torch.nn.Module, run: Run) -> str:
+def _summary(data: RetrievalData, module: torch.nn.Module, run: Run, world: int) -> str:
     weights = sum(p.numel() for p in module.parameters())
     counts = data.dataset.info["counts"]
     return (
         f"training on {len(data.examples):,} examples of {counts['users']:,} users and {counts['items']:,} items; "
-        f"{weights:,} weights; {data.batches_per_epoch():,} batches an epoch; run {run.folder}"
+        f"{weights:,} weights; {data.batches_per_epoch(world):,} batches an epoch"
+        f"{f' on each of {world} processes' if world > 1 else ''}; run {run.folder}"
     )

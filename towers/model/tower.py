@@ -81,6 +81,12 @@ class Inputs(nn.Module):
         out: Tensor = self.linear(torch.cat(vectors, dim=-1))
         return out
 
+    def encoder(self, name: str) -> Encoder:
+        """The encoder of a feature."""
+        out = self.encoders[_key(name)]
+        assert isinstance(out, Encoder)
+        return out
+
     def _drop(self, name: str, x: Tensor) -> Tensor:
         if not self.training or not self.id_dropout or name not in self.ids:
             return x

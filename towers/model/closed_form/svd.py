@@ -1,0 +1,70 @@
+"""Truncated SVD of the degree-normalised click matrix: the floor from which a trained tower starts.
+
+Shapes: ``U`` users, ``I`` items, ``d`` factors.
+
+    R̃ = D_U^{-a} R D_I^{-b} ≈ P S Qᵀ          (a: users, b: items)
+    scores of a user = r D_I^{-b} Q Qᵀ         (r: her row of clicks)
+
+Hence an item stands in a history as ``D_I^{-b} Q`` and as a candidate as ``Q``: a two-tower model with a dot product in
+which nothing is learned for a single user. The degree of a user changes no ranking of hers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import sparse
+from scipy.sparse.linalg import svds
+
+from towers.errors import ConfigError
+from towers.model.closed_form.factors import Factors, Progress
+from towers.model.closed_form.interactions import Interactions
+
+
+def svd(
+    interactions: Interactions,
+    dim: int,
+    *,
+    user_power: float = 0.5,
+    item_power: float = 0.5,
+    candidate_power: float = 0.0,
+    progress: Progress,
+) -> Factors:
+    """Truncated SVD of the normalised click matrix.
+
+    When to use it: many clicks, no content; computed in a minute, hard to beat on dense check-ins and purchases.
+    With few clicks for each item ``ials`` is better.
+
+    Source: Cremonesi, Koren and Turrin, "Performance of recommender algorithms on top-n recommendation tasks"
+    (PureSVD), 2010, with the normalisation of graph convolutions.
+
+    Args:
+        interactions: the training events.
+        dim: ``d``.
+        user_power: ``a``; 0.5 keeps busy users from deciding all directions.
+        item_power: ``b``; the larger, the less popular items count in a history.
+        candidate_power: popularity given back to the candidates, ``D_I^{c} Q``.
+        progress: told what is being done.
+
+    Raises:
+        ConfigError: ``dim`` is not below the number of users and items.
+    """
+    clicks = interactions.matrix()
+    if dim >= min(clicks.shape):
+        raise ConfigError(
+            f"model.dim is {dim}, and a matrix of {clicks.shape[0]} users and {clicks.shape[1]} items has fewer "
+            "singular vectors for it; lower model.dim"
+        )
+    progress("singular vectors", 0.1)
+    users, items = degrees(clicks, 1), degrees(clicks, 0)
+    normal = sparse.diags_array(users**-user_power) @ clicks @ sparse.diags_array(items**-item_power)
+    _, _, right = svds(normal.astype(np.float32), k=dim, random_state=0, return_singular_vectors="vh")
+    q = np.ascontiguousarray(right[::-1].T)  # [I, d], the largest singular value first
+    progress("singular vectors", 1.0)
+    history = torch.from_numpy((items**-item_power)[:, None] * q).float()
+    return Factors(torch.from_numpy((items**candidate_power)[:, None] * q).float(), history)
+
+
+def degrees(clicks: sparse.csr_array, axis: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Sums over an axis, at least 1 so that they can be divided by."""
+    return np.maximum(np.asarray(clicks.sum(axis=axis), np.float64).ravel(), 1.0)
