@@ -7,6 +7,7 @@ its newest part.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,11 +129,21 @@ class TrainBatches:
         order = self.order(self._epoch())
         first = self._done % len(self)  # all of an epoch handed out: the next one begins
         self._done = first
-        for i in range(first, len(self)):
-            self._done = i + 1
+
+        def make(i: int) -> Batch:
             # the last batch may be short, or hold the one example by which the ranks' shares differ
             end = len(order) if i == len(self) - 1 else (i + 1) * self._size
-            yield self._collate(self._examples.take(order[i * self._size : end]))
+            return self._collate(self._examples.take(order[i * self._size : end]))
+
+        # The next batch is made while a step runs. What was handed out counts as done, not what was made.
+        with ThreadPoolExecutor(1, "batches") as thread:
+            ahead = thread.submit(make, first)
+            for i in range(first, len(self)):
+                batch = ahead.result()
+                if i + 1 < len(self):
+                    ahead = thread.submit(make, i + 1)
+                self._done = i + 1
+                yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Batches of the current epoch that were handed out, and what their order depends on."""
