@@ -60,6 +60,7 @@ class Collator:
             history_age=torch.from_numpy(age),
             known=Ragged(torch.from_numpy(known.offsets), torch.from_numpy(known.values)),
             time=torch.from_numpy(np.array(e.time)) if self.clock == "time" and e.time is not None else None,
+            context=None if e.context is None else torch.from_numpy(e.context.astype(np.int64)),
         )
 
     def _positions(self, e: Examples) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

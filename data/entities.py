@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from data.events import id_sql, id_type, timestamp_sql
 from data.sources import Source, literal, open_source, quote
-from data.spec import EntitySpec, Limit, ListSpec, TimeSpec
+from data.spec import ContextSpec, EntitySpec, Limit, ListSpec, TimeSpec
 from towers.errors import DataError
 from towers.features import Kind
 from towers.features import columns as c
@@ -81,16 +81,16 @@ def read(
     lists = dict(spec.lists)
     columns = _columns(spec, lists)
     s.require(columns, f"{side}s.features or {side}s.attributes")
-    select = {"_id": id_sql(spec.key, kind)} | {name: _value_sql(s, name, spec, side) for name in columns}
+    select = {"_id": id_sql(spec.key, kind)} | {name: value_sql(s, name, spec, f"{side}s") for name in columns}
     parsed = [name for name in columns if select[name] != quote(name)]
     for field, column in (("posted", spec.posted), ("expires", spec.expires)):
         if column:
             s.require([column], f"{side}s.{field}")
             unit, zone = (time.unit, time.timezone) if time else (None, None)
             select[f"_{field}"] = timestamp_sql(column, s, unit, zone, "events.time")
-            _check_parsed(con, s, column, select[f"_{field}"], "a timestamp with an offset")
+            check_parsed(con, s, column, select[f"_{field}"], "a timestamp with an offset")
     for name in parsed:
-        _check_parsed(con, s, name, select[name], "numbers")
+        check_parsed(con, s, name, select[name], "numbers")
     if spec.group:
         s.require([spec.group], f"{side}s.group")
         select["_group"] = quote(spec.group)
@@ -124,8 +124,14 @@ def _columns(spec: EntitySpec, lists: Mapping[str, object]) -> list[str]:
     return [col for col in dict.fromkeys(wanted) if col not in lists]
 
 
-def _value_sql(s: Source, name: str, spec: EntitySpec, side: str) -> str:
+def value_sql(s: Source, name: str, spec: EntitySpec | ContextSpec, block: str) -> str:
     """A raw column; text of an untyped format becomes what its features need, null where it cannot.
+
+    Args:
+        s: where it is.
+        name: the column.
+        spec: the block of the data config whose features read it.
+        block: that block's name, for errors.
 
     Raises:
         DataError: the column's type is not the one that its features need.
@@ -152,14 +158,14 @@ def _value_sql(s: Source, name: str, spec: EntitySpec, side: str) -> str:
         raise DataError(
             f"column {name!r} is {kind}; feature {use} needs {found[0]}",
             where=f"{s.shown}, column {name!r}",
-            cure=f"set {side}s.separator to what stands between the values"
+            cure=f"set {block}.separator to what stands between the values"
             if found[0] == "lists" and kind == "VARCHAR"
-            else f"correct the kind in {side}s.features, or write {found[0]}",
+            else f"correct the kind in {block}.features, or write {found[0]}",
         )
     return q
 
 
-def _check_parsed(con: duckdb.DuckDBPyConnection, s: Source, column: str, sql: str, wanted: str) -> None:
+def check_parsed(con: duckdb.DuckDBPyConnection, s: Source, column: str, sql: str, wanted: str) -> None:
     """Stop where a value that is there could not be read: it would pass for a missing one."""
     there = f"{quote(column)} IS NOT NULL" + (f" AND trim({quote(column)}) <> ''" if s.text else "")
     bad = f"{there} AND ({sql}) IS NULL"

@@ -14,6 +14,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from data import contexts
 from data.sources import Source, literal, open_source, quote
 from data.spec import DatasetSpec, EventsSpec
 from towers.errors import ConfigError, DataError
@@ -44,6 +45,7 @@ class Events:
     action: NDArray[np.int8]
     weight: NDArray[np.float32]
     split: NDArray[np.int8]
+    context: NDArray[np.int32] | None = None  # where the data have a context
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -51,20 +53,21 @@ class Events:
 
     def take(self, rows: NDArray[np.bool_] | NDArray[np.intp] | slice) -> Events:
         """The rows selected by a mask, by indices or by a slice."""
-        return Events(**{name: column[rows] for name, column in self.__dict__.items()})
+        return Events(**{name: column[rows] for name, column in self.__dict__.items() if column is not None})
 
     @staticmethod
     def concat(parts: list[Events]) -> Events:
         """Rows of several, end to end."""
         if len(parts) == 1:
             return parts[0]
-        return Events(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in parts[0].__dict__})
+        there = [name for name, column in parts[0].__dict__.items() if column is not None]
+        return Events(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in there})
 
 
 class Log:
     """The configured log: sources opened, types agreed, ready to be numbered and sorted.
 
-    Creates the view ``log`` in ``con`` with columns user, item, time, action, weight, split.
+    Creates the view ``log`` in ``con`` with columns user, item, time, action, weight, split, and those of the context.
     """
 
     def __init__(self, con: duckdb.DuckDBPyConnection, spec: DatasetSpec, splits: tuple[str, ...]) -> None:
@@ -103,7 +106,8 @@ class Log:
         return f"""SELECT {id_sql(e.user, self.user_type)} AS user, {id_sql(e.item, self.item_type)} AS item,
             {time_sql(e, s) if e.time else order}::BIGINT AS time, {self._action()}::TINYINT AS action,
             {f"TRY_CAST({quote(e.weight)} AS FLOAT)" if e.weight else "1::FLOAT"} AS weight,
-            {self._split(split)}::TINYINT AS split{where if positioned else ""}
+            {self._split(split)}::TINYINT AS split{contexts.select_sql(self.con, s, self.spec.context)}
+            {where if positioned else ""}
             FROM {s.positioned() if positioned else s.sql}"""
 
     @property
@@ -138,7 +142,8 @@ class Log:
     def _numbered(self, positioned: bool) -> str:
         """The log with row numbers and the code of each row's first fault (0: none).
 
-        Needs the tables ``user_ids(user, row)`` and ``item_ids(item, row, expires)``.
+        Needs the tables ``user_ids(user, row)`` and ``item_ids(item, row, expires)``, and, where there is a context,
+        ``context_ids`` (see ``contexts``).
         """
         conditions = {
             "null_key": "e.user IS NULL OR e.item IS NULL",
@@ -155,17 +160,22 @@ class Log:
         cases = " ".join(f"WHEN {conditions[name]} THEN {code}" for name, code in FAULT_CODES.items())
         log = f"({self._union(positioned=True)})" if positioned else "log"
         more = "".join(f", e._{name}" for name in self.raw) + ", e._file, e._row" if positioned else ""
+        join = ""
+        if self.spec.context.features:
+            more = f", x.row AS context_row{more}"
+            join = f" LEFT JOIN context_ids x ON {contexts.join_sql(self.spec.context, 'e', 'x')}"
         return f"""SELECT coalesce(u.row, -1) AS user_row, coalesce(i.row, -1) AS item_row, coalesce(e.time, 0) AS time,
             e.action, coalesce(e.weight, 0) AS weight, e.split, (CASE {cases} ELSE 0 END)::TINYINT AS fault{more}
-            FROM {log} e LEFT JOIN user_ids u ON e.user = u.user LEFT JOIN item_ids i ON e.item = i.item"""
+            FROM {log} e LEFT JOIN user_ids u ON e.user = u.user LEFT JOIN item_ids i ON e.item = i.item{join}"""
 
     def sorted(self, rows: int = 1 << 20) -> Iterator[tuple[Events, NDArray[np.int8]]]:
-        """Batches of (rows, fault codes), by (user, split, time, item, action) and weight, so that order is total."""
+        """Batches of (rows, fault codes), by (user, split, time, item, action, context) and weight: a total order."""
         weight = ", weight DESC" if self.spec.events.weight else ""
-        query = f"{self._numbered(False)} ORDER BY user_row, split, time, item_row, action{weight}"
+        context = ", context_row" if self.spec.context.features else ""
+        query = f"{self._numbered(False)} ORDER BY user_row, split, time, item_row, action{context}{weight}"
         for batch in self.con.sql(query).to_arrow_reader(rows):
-            columns = [batch.column(i).to_numpy(zero_copy_only=False) for i in range(7)]
-            yield Events(*columns[:6]), columns[6]
+            columns = [batch.column(i).to_numpy(zero_copy_only=False) for i in range(batch.num_columns)]
+            yield Events(*columns[:6], *columns[7:]), columns[6]
 
     def reject(self, fault: str, folder: Path) -> str:
         """Write all rows with this fault, as they are, to ``folder/FAULT.parquet``; say where the first one is."""

@@ -6,7 +6,7 @@
           ├─ faults set aside, duplicates dropped          rejected/
           ├─ split rule, order within the split            examples/BUCKET-GENERATION.parquet
           └─ history-eligible events                       history/BUCKET-GENERATION.parquet
-    users, items ──vocabularies fitted on train──▶ encoded  users.parquet items.parquet vocab/
+    users, items, contexts ──vocabularies fitted on train──▶ encoded  {users,items,contexts}.parquet vocab/
     tasks ──▶ candidate and exclusion rows                  tasks/
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data import entities
+from data import contexts, entities
 from data.events import Log, id_sql, id_type
 from data.files import File, resolve, unregister
 from data.sources import READ_ERRORS, open_source, unreadable
@@ -33,7 +34,7 @@ from data.spec import CANDIDATES, DatasetSpec, TaskSpec
 from data.stream import Progress, Stream
 from data.writer import FORMAT_VERSION, atomic_folder, describe_files, write_json
 from towers.errors import ConfigError, DataError
-from towers.features import Featurizer, Schema
+from towers.features import Featurizer, Schema, share_vocabularies
 from towers.features import columns as c
 
 
@@ -110,15 +111,18 @@ def _prepare(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, out: Path, mark:
     )
     _number(con, "user", users)
     _number(con, "item", items)
+    requests = contexts.number(con, spec.context) if spec.context.features else None
     progress("sorting the log", 0.1)
-    stream = Stream(con, spec, log, users, items, out)
+    stream = Stream(con, spec, log, users, items, out, requests)
     stream.run(progress)
     counts, rejected = stream.check()
 
     progress("encoding features", 0.8)
     schema = _schema(spec, log)
-    for side, ents, events in (("user", users, stream.user_events), ("item", items, stream.item_events)):
-        _write_side(out, side, schema, ents, events)
+    sides = {"item": (items, stream.item_events), "user": (users, stream.user_events)}
+    if requests is not None:
+        sides["context"] = requests, stream.context_events
+    _write_sides(out, schema, sides)
     progress("writing tasks", 0.95)
     tasks = {n: t for n, t in spec.tasks if not (spec.refit and "valid" in t.targets)}
     for name, task in tasks.items():
@@ -137,7 +141,8 @@ def _prepare(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, out: Path, mark:
             "select": spec.select,
             "tasks": {n: asdict(t) for n, t in tasks.items()},
             "attributes": {"users": list(spec.users.attributes), "items": list(spec.items.attributes)},
-            "counts": {"users": len(users.ids), "items": len(items.ids), **counts},
+            "counts": {"users": len(users.ids), "items": len(items.ids), **counts}
+            | ({} if requests is None else {"contexts": len(requests.ids)}),
             "rejected": rejected,
             "time_us": [stream.first, stream.last] if spec.events.clock == "time" else None,
             "files": describe_files(out, {**stream.examples.files, **stream.history.files, **stream.repeated.files}),
@@ -158,6 +163,7 @@ def _schema(spec: DatasetSpec, log: Log) -> Schema:
     return Schema(
         users=spec.users.features,
         items=spec.items.features,
+        context=spec.context.features,
         actions=spec.actions,
         clock=spec.events.clock,
         user_id=log.user_type,
@@ -166,11 +172,22 @@ def _schema(spec: DatasetSpec, log: Log) -> Schema:
     )
 
 
-def _write_side(out: Path, side: str, schema: Schema, ents: entities.Entities, events: NDArray[np.int64]) -> None:
-    """Fit on what training saw, encode, and write ``users.parquet`` or ``items.parquet``."""
-    key = c.USER if side == "user" else c.ITEM
-    features = schema.users if side == "user" else schema.items
-    featurizer = Featurizer.fit(features, ents.table, events, key)
+def _write_sides(out: Path, schema: Schema, sides: Mapping[str, tuple[entities.Entities, NDArray[np.int64]]]) -> None:
+    """Fit each side on what training saw; features that share a vocabulary are fitted together."""
+    keys = {"user": (schema.users, c.USER), "item": (schema.items, c.ITEM), "context": (schema.context, c.CONTEXT_ROW)}
+    fitted = {}
+    for side, (ents, events) in sides.items():
+        features, key = keys[side]
+        fitted[side] = Featurizer.fit(features, ents.table, events, key)
+    share_vocabularies(fitted["item"], [f for side, f in fitted.items() if side != "item"])
+    for side, (ents, events) in sides.items():
+        _write_side(out, side, keys[side][1], fitted[side], ents, events)
+
+
+def _write_side(
+    out: Path, side: str, key: str, featurizer: Featurizer, ents: entities.Entities, events: NDArray[np.int64]
+) -> None:
+    """Encode, and write ``users.parquet``, ``items.parquet`` or ``contexts.parquet``."""
     featurizer.save(out / "vocab", side)
     columns: dict[str, Any] = {key: ents.ids, "events": events}
     when = pa.timestamp("us", "UTC")

@@ -28,7 +28,8 @@ class Examples:
     """Examples of some splits, as columns.
 
     ``user``, ``item`` ``[n]`` int32 rows; ``time`` ``[n]`` int64 (microseconds, or the plain order) or
-    None; ``weight`` ``[n]`` float32; ``split`` ``[n]`` int8; ``history_end`` ``[n]`` int64.
+    None; ``weight`` ``[n]`` float32; ``split`` ``[n]`` int8; ``history_end`` ``[n]`` int64; ``context`` ``[n]`` int32
+    rows, or None where the data have no context.
     """
 
     user: NDArray[np.int32]
@@ -37,6 +38,7 @@ class Examples:
     weight: NDArray[np.float32]
     split: NDArray[np.int8]
     history_end: NDArray[np.int64]
+    context: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -44,10 +46,8 @@ class Examples:
 
     def take(self, rows: NDArray[Any]) -> Examples:
         """Examples selected by a mask or by indices."""
-        time = None if self.time is None else self.time[rows]
-        return Examples(
-            self.user[rows], self.item[rows], time, self.weight[rows], self.split[rows], self.history_end[rows]
-        )
+        some = {name: column[rows] for name, column in self.__dict__.items() if column is not None}
+        return Examples(**{"time": None, **some})
 
 
 @dataclass(frozen=True)
@@ -116,18 +116,25 @@ class PreparedDataset:
         """``items.parquet``."""
         return pq.read_table(self.folder / "items.parquet")
 
+    @cached_property
+    def contexts(self) -> pa.Table:
+        """``contexts.parquet``: the distinct contexts of the log; empty where the data have none."""
+        path = self.folder / "contexts.parquet"
+        return pq.read_table(path) if path.is_file() else pa.table({c.CONTEXT_ROW: pa.array([], pa.int32())})
+
     def side(self, side: str) -> pa.Table:
-        """The ``user`` or the ``item`` table."""
-        return self.users if side == "user" else self.items
+        """The ``user``, the ``item`` or the ``context`` table."""
+        return {"user": lambda: self.users, "item": lambda: self.items, "context": lambda: self.contexts}[side]()
 
     def ids(self, side: str) -> pa.Array:
         """External ids by row."""
-        return self.side(side)[c.USER if side == "user" else c.ITEM].combine_chunks()
+        names = {"user": c.USER, "item": c.ITEM, "context": c.CONTEXT_ROW}
+        return self.side(side)[names[side]].combine_chunks()
 
     def featurizer(self, side: str) -> Featurizer:
         """The fitted features of a side."""
-        features = self.schema.users if side == "user" else self.schema.items
-        return Featurizer.load(self.folder / "vocab", side, features)
+        features = {"user": self.schema.users, "item": self.schema.items, "context": self.schema.context}[side]
+        return Featurizer.load(self.folder / "vocab", side, features) if features else Featurizer([])
 
     def encoded(self, side: str) -> Encoded:
         """Encoded feature arrays by name; ``[rows]`` or ``[rows, width]``."""
@@ -181,6 +188,7 @@ class PreparedDataset:
             column(c.WEIGHT),
             column(c.SPLIT),
             column(c.HISTORY_END),
+            column(c.CONTEXT_ROW) if c.CONTEXT_ROW in table.column_names else None,
         )
 
     @cached_property

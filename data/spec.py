@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from data.instants import is_cut
 from data.settings import strict
 from towers.errors import ConfigError
-from towers.features import Action, Feature
+from towers.features import Action, Feature, Kind
 
 Policy = Literal["stop", "set_aside"]
 
@@ -139,6 +139,31 @@ class EntitySpec:
 
 
 @dataclass(frozen=True)
+class ContextSpec:
+    """What belongs to neither side: columns of the log such as the query's text or the place of the request.
+
+    Attributes:
+        features: see ``towers.features.Feature``; an ``id`` has no place here.
+        separator: splits the text of list columns, where the format has no lists (CSV).
+    """
+
+    features: tuple[Feature, ...] = ()
+    separator: str | None = None
+
+    @classmethod
+    def parse(cls, spec: Mapping[str, Any] | None) -> Self:
+        """From the ``context`` block."""
+        kw = strict(cls, spec or {}, "context")
+        kw["features"] = tuple(Feature.parse(n, f) for n, f in (kw.get("features") or {}).items())
+        return cls(**kw)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the log that the features read."""
+        return tuple(dict.fromkeys(column for f in self.features for column in f.columns))
+
+
+@dataclass(frozen=True)
 class SplitSpec:
     """How examples are divided into train, valid and test.
 
@@ -169,7 +194,8 @@ class TaskSpec:
         exclude: splits whose items a user is not shown again, or a file of (user, item) pairs; by default
             every split that comes before the targets' (an empty list: nothing).
         exclude_groups: exclude all items of an excluded item's group.
-        unit: ``user`` (one query for each user, all targets at once) or ``event`` (one for each user and time).
+        unit: ``user`` (one query for each user, all targets at once) or ``event`` (one for each user and time);
+            where the data have a context, one for each user and context (and time).
     """
 
     targets: tuple[str, ...]
@@ -232,6 +258,7 @@ class DatasetSpec:
     split: SplitSpec
     tasks: tuple[tuple[str, TaskSpec], ...]
     faults: Mapping[str, Limit]
+    context: ContextSpec = field(default_factory=ContextSpec)
     source: str = ""
     select: str = "valid"
     history_length: int = 50
@@ -256,6 +283,7 @@ class DatasetSpec:
         attempt("events", lambda: EventsSpec.parse(kw.get("events") or {}))
         for side, key in (("users", "user"), ("items", "item")):
             attempt(side, lambda side=side, key=key: EntitySpec.parse(kw.get(side), side, key))
+        attempt("context", lambda: ContextSpec.parse(kw.get("context")))
         actions = kw.get("actions") or {"click": {}}
         attempt(
             "actions",
@@ -296,6 +324,9 @@ class DatasetSpec:
             errors.append(f"events.types: {unknown} are no id columns; those are {e.user!r} and {e.item!r}")
         for side, entity in (("users", self.users), ("items", self.items)):
             errors += _entity_errors(side, entity)
+        errors += [f"context.features.{f.name}: kind id is of users and items" for f in self.context.features
+                   if f.kind is Kind.ID]  # fmt: skip
+        errors += _vocabulary_errors(self)
         for name, t in self.tasks:
             errors += self._split_name_errors(name, t, named)
             if t.exclude_groups and not self.items.group:
@@ -361,6 +392,28 @@ def _entity_errors(side: str, e: EntitySpec) -> list[str]:
         needs = [f"features.{f.name}" for f in e.features if f.columns] + [f"lists.{n}" for n, _ in e.lists]
         needs += [n for n in ("attributes", "posted", "expires", "group") if getattr(e, n)]
         errors += [f"{side}.{n}: set {side}.files to the table that holds it" for n in needs]
+    return errors
+
+
+def _vocabulary_errors(spec: DatasetSpec) -> list[str]:
+    """Features that share the vocabulary of an item feature which is not there, or is made in another way."""
+    items = {f"items.{f.name}": f for f in spec.items.features}
+    errors = [f"{name}: vocabulary is of user and context features" for name, f in items.items() if f.vocabulary]
+    for side, features in (("users", spec.users.features), ("context", spec.context.features)):
+        for f in (f for f in features if f.vocabulary):
+            of = items.get(str(f.vocabulary))
+            if of is None or f.kind in (Kind.ID, Kind.NUMERIC, Kind.VECTOR):
+                errors.append(
+                    f"{side}.features.{f.name}: vocabulary {f.vocabulary!r}; it is items.NAME of a text or a category, "
+                    f"and there are {sorted(items)}"
+                )
+            elif (f.kind is Kind.TEXT) != (of.kind is Kind.TEXT) or (
+                f.kind is Kind.TEXT and (f.buckets, f.words, f.chars) != (of.buckets, of.words, of.chars)
+            ):
+                errors.append(
+                    f"{side}.features.{f.name}: one vocabulary with {f.vocabulary} needs one kind, and for text "
+                    "the same buckets, words and chars"
+                )
     return errors
 
 

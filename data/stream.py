@@ -36,6 +36,7 @@ class Stream:
         users: entities.Entities,
         items: entities.Entities,
         out: Path,
+        contexts: entities.Entities | None = None,
     ) -> None:
         self.con, self.spec, self.log, self.out = con, spec, log, out
         self.group = np.arange(len(items.ids)) if items.group is None else items.group.to_numpy()
@@ -46,6 +47,7 @@ class Stream:
         self.repeated = Parts(out, "rejected", name="duplicate")
         self.user_events = np.zeros(len(users.ids), np.int64)
         self.item_events = np.zeros(len(items.ids), np.int64)
+        self.context_events = np.zeros(0 if contexts is None else len(contexts.ids), np.int64)
         self.faults: Counter[str] = Counter({**(users.counts or {})})
         self.faults.update(items.counts or {})
         self.by_split: Counter[str] = Counter()
@@ -122,6 +124,8 @@ class Stream:
         train = (split == splits.TRAIN) & (weight > 0)
         self.user_events += np.bincount(events.user[train], minlength=len(self.user_events))
         self.item_events += np.bincount(events.item[train], minlength=len(self.item_events))
+        if events.context is not None:
+            self.context_events += np.bincount(events.context[train], minlength=len(self.context_events))
         for code, n in enumerate(np.bincount(split[weight > 0], minlength=len(self.log.splits))):
             self.by_split[self.log.splits[code]] += int(n)
         if len(events):
@@ -133,6 +137,8 @@ class Stream:
         same[1:] = (e.item[1:] == e.item[:-1]) & (e.time[1:] == e.time[:-1])
         if same.any():
             same[1:] &= (e.user[1:] == e.user[:-1]) & (e.action[1:] == e.action[:-1]) & (e.split[1:] == e.split[:-1])
+            if e.context is not None:  # one job found by two queries is two examples
+                same[1:] &= e.context[1:] == e.context[:-1]
             self.faults["duplicate"] += int(same.sum())
             self._set_aside(e.take(same))
             return e.take(~same)
@@ -188,7 +194,10 @@ class Stream:
         if self.spec.events.clock != "none":
             columns[c.TIME] = self._times(e)
         # examples first: their history ends count what the history log held before this call
-        self.examples.write(e.user, pa.table({**columns, c.WEIGHT: weight, c.SPLIT: split, c.HISTORY_END: ends}))
+        more = {c.WEIGHT: weight, c.SPLIT: split, c.HISTORY_END: ends}
+        if e.context is not None:
+            more[c.CONTEXT_ROW] = e.context
+        self.examples.write(e.user, pa.table({**columns, **more}))
         log = pa.table({**columns, "stage": stages})
         if not eligible.all():
             log = log.filter(pa.array(eligible))

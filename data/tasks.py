@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -20,7 +23,8 @@ Ints = NDArray[np.int64]
 def build_task(data: PreparedDataset, name: str, *, history_length: int, batch_size: int = 1024) -> Task:
     """The queries, targets, candidates and exclusions of a task.
 
-    A query by user sees the history up to its split; a query by event sees everything strictly earlier.
+    A query by user sees the history up to its split; a query by event sees everything strictly earlier. Where the data
+    have a context, what a user asks in different contexts are different queries.
 
     Raises:
         ConfigError: no such task.
@@ -43,7 +47,7 @@ def build_task(data: PreparedDataset, name: str, *, history_length: int, batch_s
         before = min(stage(np.array([data.splits.index(t)], np.int8))[0] for t in spec.targets)
         ends = data.history.stage_ends[queries.user, before - 1] if before else data.history.offsets[queries.user]
     n = len(first)
-    blank = Examples(queries.user, np.full(n, -1, np.int32), queries.time, np.zeros(n, np.float32), queries.split, ends)
+    blank = replace(queries, item=np.full(n, -1, np.int32), weight=np.zeros(n, np.float32), history_end=ends)
     collate = Collator(data.history, data.schema.clock, history_length)
     posted, expires = data.item_times() if spec.candidates == "live" else (None, None)
     return Task(
@@ -62,11 +66,11 @@ def build_task(data: PreparedDataset, name: str, *, history_length: int, batch_s
 def _queries(e: Examples, spec: TaskSpec) -> tuple[Ints, Ints]:
     """``[n]`` query number of each example, and ``[Q]`` the first example of each query (earliest in time)."""
     time = np.zeros(len(e), np.int64) if e.time is None else e.time
-    order = np.lexsort((time, e.user))
+    asked = np.zeros(len(e), np.int32) if e.context is None else e.context
+    keys: list[NDArray[Any]] = [e.user, time, asked] if spec.unit == "event" else [e.user, asked]
+    order = np.lexsort((time, *keys[::-1]))
     new = np.ones(len(e), bool)
-    new[1:] = np.diff(e.user[order]) != 0
-    if spec.unit == "event":
-        new[1:] |= np.diff(time[order]) != 0
+    new[1:] = np.any([np.diff(key[order]) != 0 for key in keys], axis=0)
     query = np.empty(len(e), np.int64)
     query[order] = np.cumsum(new) - 1
     return query, order[new]

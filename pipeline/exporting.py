@@ -18,7 +18,7 @@ from pipeline.datasets import ensure_prepared
 from pipeline.evaluating import load
 from pipeline.runs import Run
 from towers.errors import ConfigError
-from towers.features import Featurizer, Ragged
+from towers.features import Ragged
 from towers.features import columns as c
 from towers.index import embed
 from towers.index.bundle import BundleContents, write_bundle
@@ -68,7 +68,7 @@ def export(config: DictConfig) -> Path:
             schema=dataset.schema,
             users=dataset.featurizer("user"),
             items=dataset.featurizer("item"),
-            context=Featurizer([]),
+            context=dataset.featurizer("context"),
             similarity=similarity,
             item_ids=dataset.ids("item"),
             attributes=attributes(dataset),
@@ -139,6 +139,7 @@ def golden(dataset: PreparedDataset, embedder: Embedder, at: int | None) -> list
         np.zeros(len(rows), np.float32),
         np.zeros(len(rows), np.int8),
         h.offsets[rows + 1],
+        np.zeros(len(rows), np.int32) if dataset.schema.context else None,  # nothing typed
     )
     collate = Collator(h, dataset.schema.clock, dataset.schema.history_length)
     vectors = embed.query_embeddings(embedder, [collate(blank)])

@@ -54,6 +54,13 @@ def ids_only(n: int) -> tuple[list[FeatureInfo], FeatureTable]:
     return [info], FeatureTable({"id": (np.arange(n) + 3).astype(np.int32)})
 
 
+CONTEXTS = 7
+
+
+def contexts() -> FeatureTable:
+    return table(infos()[1:3], CONTEXTS, seed=2)
+
+
 def full_model(**changes: Any) -> TwoTower:
     settings: dict[str, Any] = {
         "dim": 8,
@@ -77,6 +84,6 @@ def batch(b: int, items: int, users: int = 5, length: int = 4, seed: int = 0, **
         "history_action": np.where(history >= 0, rng.integers(0, N_ACTIONS, history.shape), 0),
         "history_age": np.where(history >= 0, 1.0, 0.0).astype(np.float32),
         "known": Ragged(np.arange(b + 1), item),
-        "context": encoded(infos()[1:3], b, seed + 1),
+        "context": rng.integers(0, CONTEXTS, b),
     }
     return Batch(**{**values, **changes}).map(torch.as_tensor)

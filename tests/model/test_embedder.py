@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tests.model.helpers import batch, full_model, infos, table
+from tests.model.helpers import batch, contexts, full_model, infos, table
 from towers.index import embed
 from towers.model.embedder import Embedder
 from towers.model.history import HistoryInputs
@@ -12,14 +12,14 @@ USERS, ITEMS = 5, 11
 
 
 def embedder(block: int = 4, **changes: object) -> Embedder:
-    return Embedder(full_model(**changes), table(infos(), USERS), table(infos(), ITEMS, 1), block)
+    return Embedder(full_model(**changes), table(infos(), USERS), table(infos(), ITEMS, 1), block, contexts())
 
 
 def test_blocks_change_nothing_and_rows_choose() -> None:
     e = embedder()
     every = e.embed_items()
     assert every.shape == (ITEMS, 8)
-    whole = Embedder(e.model, e.users, e.items, block=100).embed_items()
+    whole = Embedder(e.model, e.users, e.items, block=100, contexts=e.contexts).embed_items()
     assert torch.allclose(every, whole, atol=1e-6)
     rows = np.array([7, 0, 9])
     assert torch.allclose(e.embed_items(rows), every[rows], atol=1e-6)
@@ -40,7 +40,7 @@ def test_queries_by_the_history_table_equal_queries_worked_out_one_by_one() -> N
             b.history_action[i, :n][None],
             b.history_age[i, :n][None],
         )
-        one = e.model.embed_users(e.users(b.user[i : i + 1]), history, {k: v[i : i + 1] for k, v in b.context.items()})
+        one = e.model.embed_users(e.users(b.user[i : i + 1]), history, e.contexts(b.context[i : i + 1]))
         assert torch.allclose(ours[i], one[0], atol=1e-5)
 
 

@@ -12,7 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from tests.model.helpers import batch, full_model, ids_only, infos, table
+from tests.model.helpers import batch, contexts, full_model, ids_only, infos, table
 from towers.errors import ConfigError
 from towers.evaluation.task import Task
 from towers.features import OOV, Batch, FeatureInfo, Kind, Ragged
@@ -69,7 +69,9 @@ def retrieval(seed: int = 0, sparse: bool = False, **changes: Any) -> Retrieval:
         user=TowerSettings(width=16, dropout=0.2, encoders=encoders),
         item=TowerSettings(width=12, id_dropout=0.3, encoders=encoders),
     )
-    data = TrainingData(table(infos(), USERS), table(infos(), ITEMS, 1), np.ones(ITEMS, np.int64), total_steps=12)
+    data = TrainingData(
+        table(infos(), USERS), table(infos(), ITEMS, 1), np.ones(ITEMS, np.int64), 12, context_table=contexts()
+    )
     settings: dict[str, Any] = {
         "sampler": partial(Mixed, samplers=[InBatch, partial(Uniform, n=6)]),
         "optimiser": OptimiserSettings(learning_rate=0.01, schedule="cosine", warmup=2),

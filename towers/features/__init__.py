@@ -5,7 +5,7 @@ encodes a request with exactly the code that encoded the training data.
 """
 
 from towers.features.batch import Batch, Ragged
-from towers.features.featurizer import FeatureInfo, Featurizer
+from towers.features.featurizer import FeatureInfo, Featurizer, share_vocabularies
 from towers.features.ids import IdMap
 from towers.features.schema import Action, Feature, Kind, Schema
 from towers.features.vocabulary import FIRST, MISSING, OOV, PAD, Vocabulary
@@ -25,4 +25,5 @@ __all__ = [
     "Ragged",
     "Schema",
     "Vocabulary",
+    "share_vocabularies",
 ]

@@ -7,7 +7,7 @@ loader makes them and torch tensors once on the device; nothing here depends on 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 Array = Any  # numpy.ndarray or torch.Tensor
@@ -38,7 +38,8 @@ class Batch:
         known: ``[B]`` rows of lists: all items that the user is known to have taken in training. The
             loss never uses them as negatives.
         time: ``[B]`` int64 microseconds UTC, or None where the log has no clock.
-        context: per-example features that belong to neither side, by name, as encoded arrays.
+        context: ``[B]`` int64, rows of the context table (what belongs to neither side: a query's text), or None
+            where the data have none.
     """
 
     user: Array
@@ -49,7 +50,7 @@ class Batch:
     history_age: Array
     known: Ragged
     time: Array | None = None
-    context: dict[str, Array] = field(default_factory=dict)
+    context: Array | None = None
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -63,8 +64,6 @@ class Batch:
                 return None
             if isinstance(x, Ragged):
                 return Ragged(f(x.offsets), f(x.values))
-            if isinstance(x, dict):
-                return {k: f(v) for k, v in x.items()}
             return f(x)
 
         return Batch(**{a.name: go(getattr(self, a.name)) for a in fields(self)})

@@ -14,6 +14,7 @@ SPLIT = "split"  # name of the split an example belongs to
 
 USER_ROW = "user_row"  # row of users.parquet
 ITEM_ROW = "item_row"  # row of items.parquet
+CONTEXT_ROW = "context_row"  # row of contexts.parquet; 0 where nothing is given
 HISTORY_START = "history_start"  # first history-log position of the example's user
 HISTORY_END = "history_end"  # one past the last history-log position visible to the example
 VALID_FROM = "valid_from"  # from when a version of a user or an item holds; null: always
@@ -24,5 +25,5 @@ RANK = "rank"  # 1 is best
 SCORE = "score"  # similarity of the trained model
 VALUE, ID, COUNT = "value", "id", "count"  # columns of a vocabulary file
 
-FEATURE_PREFIX = "f."  # encoded feature columns of users.parquet and items.parquet
+FEATURE_PREFIX = "f."  # encoded feature columns of users.parquet, items.parquet and contexts.parquet
 ATTRIBUTE_PREFIX = "a."  # raw filter and display columns of items.parquet

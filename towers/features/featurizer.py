@@ -46,6 +46,7 @@ class FeatureInfo:
         width: columns of the encoded array; 0 for a plain ``[n]`` array.
         cardinality: embedding rows; 0 for dense features.
         counts: ``[cardinality]`` training counts by id, or None (dense, bucketised).
+        vocabulary: the feature whose vocabulary it shares, ``items.NAME``, or None.
     """
 
     name: str
@@ -53,6 +54,7 @@ class FeatureInfo:
     width: int
     cardinality: int
     counts: NDArray[np.int64] | None = None
+    vocabulary: str | None = None
 
 
 @dataclass
@@ -73,7 +75,7 @@ class _Fitted:
             return FeatureInfo(f.name, f.kind, 2, 0)
         assert self.vocabulary is not None  # every other kind has one, by construction
         width = f.max_length if f.kind in (Kind.CATEGORICAL_LIST, Kind.TEXT) else 0
-        return FeatureInfo(f.name, f.kind, width, len(self.vocabulary), self.vocabulary.all_counts())
+        return FeatureInfo(f.name, f.kind, width, len(self.vocabulary), self.vocabulary.all_counts(), f.vocabulary)
 
 
 class Featurizer:
@@ -158,6 +160,20 @@ class Featurizer:
             f = replace(f, columns=tuple(state[f.name].get("columns", f.columns)))
             fitted.append(_Fitted(f, vocabulary, state[f.name]["numbers"]))
         return cls(fitted)
+
+
+def share_vocabularies(items: Featurizer, others: Sequence[Featurizer]) -> None:
+    """Give features that name an item feature's vocabulary, and that feature, one: of what both saw in training.
+
+    Before, each was fitted by itself, with its own ``min_count``.
+    """
+    for name, mine in items._fitted.items():
+        sharing = [f for o in others for f in o._fitted.values() if f.feature.vocabulary == f"items.{name}"]
+        if sharing:
+            both = [f.vocabulary for f in (mine, *sharing) if f.vocabulary is not None]
+            mine.vocabulary = Vocabulary.union(both)
+            for f in sharing:
+                f.vocabulary = mine.vocabulary
 
 
 def _single(name: str, value: Any, where: str) -> pa.Array:

@@ -39,6 +39,8 @@ class Feature:
         words: text: sizes of word n-grams.
         chars: text: sizes of character n-grams.
         dim: vector: its length.
+        vocabulary: ``items.NAME``: one vocabulary with that item feature, because both are the same kind of
+            text or value (a query and a job's title, the skills of members and of jobs); of user and context features.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Feature:
     words: tuple[int, ...] = (1, 2)
     chars: tuple[int, ...] = (3, 4)
     dim: int = 0
+    vocabulary: str | None = None
 
     def __post_init__(self) -> None:
         """Check the settings together, each error naming the cure."""

@@ -7,6 +7,7 @@ null, or the list is empty) and ``OOV`` (a value that the training data did not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,21 @@ class Vocabulary:
             table = table.slice(0, max_size)
         values = table[c.VALUE].combine_chunks()
         return cls(values, table[c.COUNT].to_numpy().astype(np.int64))
+
+    @classmethod
+    def union(cls, parts: Sequence[Vocabulary]) -> Vocabulary:
+        """All values of several vocabularies, with the sums of their counts.
+
+        Raises:
+            DataError: their values are of different types.
+        """
+        if len({str(p.values.type) for p in parts if len(p.values)}) > 1:
+            raise DataError(
+                f"one vocabulary for values of types {[str(p.values.type) for p in parts]}",
+                cure="write one type on both sides, or drop the feature's `vocabulary` from the data config",
+            )
+        filled = [p for p in parts if len(p.values)] or list(parts[:1])
+        return cls.fit(pa.chunked_array([p.values for p in filled]), np.concatenate([p.counts for p in filled]))
 
     def __len__(self) -> int:
         """Number of embedding rows, the three special ones included."""
