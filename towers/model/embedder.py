@@ -46,10 +46,19 @@ class Embedder:
         users: features of all users.
         items: features of all items.
         block: items embedded at once.
+        contexts: features of all contexts, if the model reads any.
     """
 
-    def __init__(self, model: TwoTower, users: FeatureTable, items: FeatureTable, block: int = 8192) -> None:
+    def __init__(
+        self,
+        model: TwoTower,
+        users: FeatureTable,
+        items: FeatureTable,
+        block: int = 8192,
+        contexts: FeatureTable | None = None,
+    ) -> None:
         self.model, self.block = model, block
+        self.contexts = (contexts or FeatureTable({})).select(model.context_features)
         self.users, self.items = users.select(model.user_features), items.select(model.item_features)
         self.device = next(model.parameters()).device
         self._history: Tensor | None = None
@@ -82,7 +91,11 @@ class Embedder:
         for batch in batches:
             here = to_device(batch, self.device)
             history = None if vectors is None else history_of(here, vectors)
-            yield self._run(lambda b, h: self.model.embed_users(self.users(b.user), h, b.context), here, history)
+            yield self._run(self._queries, here, history)
+
+    def _queries(self, batch: Batch, history: HistoryInputs | None) -> Tensor:
+        context = None if batch.context is None else self.contexts(batch.context)
+        return self.model.embed_users(self.users(batch.user), history, context)
 
     def _blocks(self, embed: Any, rows: Any | None) -> Iterator[Tensor]:
         rows = torch.arange(len(self.items)) if rows is None else torch.tensor(rows)  # a copy: arrays may be read-only

@@ -40,6 +40,7 @@ class TrainingData:
         total_steps: optimiser steps of the whole run (epochs × batches / accumulated batches), for the schedule.
         posted: ``[I]`` int64 microseconds: from when an item may be recommended; None: always.
         expires: ``[I]`` int64 microseconds: until when (exclusive); None: for ever.
+        context_table: features of all contexts, where the data have any.
     """
 
     user_table: FeatureTable
@@ -48,6 +49,7 @@ class TrainingData:
     total_steps: int | None = None
     posted: NDArray[np.int64] | None = None
     expires: NDArray[np.int64] | None = None
+    context_table: FeatureTable | None = None
 
 
 class Retrieval(pl.LightningModule):
@@ -86,6 +88,7 @@ class Retrieval(pl.LightningModule):
         self.model = model
         self.users = data.user_table.select(model.user_features)
         self.items = data.item_table.select(model.item_features)
+        self.contexts = (data.context_table or FeatureTable({})).select(model.context_features)
         self.sampler = sampler(torch.tensor(data.item_events))
         self.loss, self.optimiser, self.total_steps = loss, optimiser or OptimiserSettings(), data.total_steps
         self.correct_positive, self.ks, self.seed = correct_positive, tuple(ks), seed
@@ -126,7 +129,8 @@ class Retrieval(pl.LightningModule):
             rows, place = batch.history.unique(return_inverse=True)  # -1 comes first, and is masked
             vectors = self.model.history_inputs(self.items(rows.clamp(min=0)))
             history = history_of(batch, torch.nn.functional.embedding(place, vectors))
-        return self.model.embed_users(self.users(batch.user), history, batch.context)
+        context = None if batch.context is None else self.contexts(batch.context)
+        return self.model.embed_users(self.users(batch.user), history, context)
 
     def embed_items(self, positives: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, D]`` and ``[N, D]`` with gradients; each item once if the draw holds the positives."""
@@ -158,7 +162,7 @@ class Retrieval(pl.LightningModule):
 
     def embedder(self) -> Embedder:
         """Embeds users and items with the present weights."""
-        return Embedder(self.model, self.users, self.items)
+        return Embedder(self.model, self.users, self.items, contexts=self.contexts)
 
     def validation_step(self, task: Task, index: int) -> None:
         """Rank a whole task and log its metrics."""
