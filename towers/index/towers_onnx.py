@@ -203,7 +203,7 @@ def random_inputs(graph: _Graph, model: TwoTower, rows: int, length: int, seed: 
     out = {n: _random(by_name[n], rows, rng) for n in graph.names if n not in _HISTORY}
     if model.pooling is not None and "history.mask" in graph.names:
         mask = np.arange(length) < rng.integers(0, length + 1, (rows, 1))  # some users have none
-        actions = model.pooling.action_logit.num_embeddings
+        actions = model.pooling.n_actions
         out["history.vectors"] = rng.standard_normal((rows, length, model.history_dim)).astype(np.float32)
         out["history.mask"] = mask
         out["history.action"] = np.where(mask, rng.integers(0, actions, (rows, length)), 0)

@@ -22,18 +22,16 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return batch.map(lambda a: torch.as_tensor(a, device=device))
 
 
-def history_of(batch: Batch, vectors: Tensor) -> HistoryInputs:
+def history_of(batch: Batch, vectors: Tensor, rows: Tensor | None = None) -> HistoryInputs:
     """The batch's histories, given what each item contributes.
 
     Args:
         batch: ``B`` examples.
-        vectors: ``[I, H]``, or ``[B, L, H]`` if they have been gathered.
+        vectors: ``[I, H]``, or ``[n, H]`` of some items.
+        rows: ``[B, L]`` where the events' vectors stand; by default, item rows.
     """
-    mask = batch.history >= 0
-    if vectors.dim() == 2:
-        flat = batch.history.clamp(min=0).reshape(-1)
-        vectors = vectors.index_select(0, flat).view(*batch.history.shape, -1)
-    return HistoryInputs(vectors, mask, batch.history_action.long(), batch.history_age)
+    rows = (batch.history if rows is None else rows).clamp(min=0)
+    return HistoryInputs(vectors, batch.history >= 0, batch.history_action.long(), batch.history_age, rows)
 
 
 class Embedder:

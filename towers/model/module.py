@@ -128,7 +128,7 @@ class Retrieval(pl.LightningModule):
         if self.model.pooling is not None:
             rows, place = batch.history.unique(return_inverse=True)  # -1 comes first, and is masked
             vectors = self.model.history_inputs(self.items(rows.clamp(min=0)))
-            history = history_of(batch, torch.nn.functional.embedding(place, vectors))
+            history = history_of(batch, vectors, place)
         context = None if batch.context is None else self.contexts(batch.context)
         return self.model.embed_users(self.users(batch.user), history, context)
 

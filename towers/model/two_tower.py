@@ -189,16 +189,23 @@ def _history_problems(
     user: TowerSettings, item: TowerSettings, h: HistorySettings, dim: int, others: bool
 ) -> list[str]:
     """What is wrong with the history's settings, each with its cure."""
-    out = []
+    out, s = [], h.sequence
     choices = {
-        "pooling": (h.pooling, ("none", "mean", "decay", "lags", "attention")),
+        "pooling": (h.pooling, ("none", "mean", "decay", "lags", "attention", "sequence")),
         "table": (h.table, ("shared", "separate")),
+        "sequence.block": (s.block, ("none", "sasrec", "ligr", "hstu")),
     }
     out += [f"model.history.{k} is {v!r}; set it to one of {list(c)}" for k, (v, c) in choices.items() if v not in c]
     sizes = {"length": h.length, "heads": h.heads}
+    sizes |= {f"sequence.{k}": getattr(s, k) for k in ("layers", "heads", "length")}
     out += [f"model.history.{k} is {v}; set it to at least 1" for k, v in sizes.items() if v < 1]
-    if not 0 <= h.dropout < 1:
-        out.append(f"model.history.dropout is {h.dropout}; set it to at least 0 and below 1")
+    shares = {k: getattr(h, k) for k in ("dropout", "event_dropout", "history_dropout")}
+    shares["sequence.dropout"] = s.dropout
+    out += [f"model.history.{k} is {v}; set it to at least 0 and below 1" for k, v in shares.items() if not 0 <= v < 1]
+    if not h.lag_decay > 0:
+        out.append(f"model.history.lag_decay is {h.lag_decay}; set it above 0")
+    if h.pooling == "sequence" and s.block == "none":
+        out.append("model.history.pooling=sequence has no encoder; set model.history.sequence.block=sasrec")
     if dim < 1:
         out.append(f"model.dim is {dim}; set it to at least 1")
     width = item.width if item.fusion == "concat" else item.encoders.dim or dim
