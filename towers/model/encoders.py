@@ -26,6 +26,9 @@ class EncoderSettings:
         numeric: ``linear``, or ``periodic`` for a number whose effect is not monotone.
         frequencies: sines and cosines of a periodic number.
         vector: ``linear`` projects a pretrained vector to ``d``, ``identity`` takes it as it is.
+        share: user and context features that have one vocabulary with an item feature (``vocabulary`` in the data
+            config) take its encoder too: what is learnt of a word in a query holds for the same word in a title.
+            A Siamese text tower where nothing else is read; of the user tower.
     """
 
     dim: int | None = None
@@ -33,6 +36,7 @@ class EncoderSettings:
     numeric: Literal["linear", "periodic"] = "linear"
     frequencies: int = 8
     vector: Literal["linear", "identity"] = "linear"
+    share: bool = True
 
 
 def encoder(info: FeatureInfo, dim: int, settings: EncoderSettings) -> Encoder:

@@ -59,15 +59,26 @@ class Inputs(nn.Module):
         settings: see ``TowerSettings``.
         dim: embedding width.
         extra: widths of the vectors made elsewhere.
+        shared: encoders of the other tower that these features take, by name.
     """
 
-    def __init__(self, infos: Sequence[FeatureInfo], settings: TowerSettings, dim: int, extra: Sequence[int] = ()):
+    def __init__(
+        self,
+        infos: Sequence[FeatureInfo],
+        settings: TowerSettings,
+        dim: int,
+        extra: Sequence[int] = (),
+        shared: Mapping[str, Encoder] | None = None,
+    ):
         super().__init__()
+        given = shared or {}
         self.names = tuple(i.name for i in infos)
         self.ids = frozenset(i.name for i in infos if i.kind is Kind.ID)
         self.id_dropout = settings.id_dropout
         # A prefix, because `ModuleDict` refuses names such as "type"; no dots, because they mean nesting.
-        self.encoders = nn.ModuleDict({_key(i.name): encoder(i, dim, settings.encoders) for i in infos})
+        self.encoders = nn.ModuleDict(
+            {_key(i.name): given.get(i.name) or encoder(i, dim, settings.encoders) for i in infos}
+        )
         widths = [e.dim for e in self.encoders.values() if isinstance(e, Encoder)] + list(extra)
         self.linear = nn.Linear(sum(widths), settings.width) if settings.fusion == "concat" else None
         self.dim = settings.width if self.linear is not None else widths[0]

@@ -7,6 +7,7 @@ history, ``D`` embedding width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -64,6 +65,7 @@ class TwoTower(nn.Module):
             *_problems("user", user, (*self.user_infos, *self.context_infos), known[0], dim, history.pooling != "none"),
             *_problems("item", item, self.item_infos, known[1], dim, False),
             *_history_problems(user, item, history, dim, bool(self.user_infos or self.context_infos)),
+            *_sharing_problems((*self.user_infos, *self.context_infos), user, item, self.item_infos, dim),
         ]:
             raise ConfigError("the model cannot be built:\n" + "\n".join(f"  - {p}" for p in problems))
         self.dim = dim
@@ -80,7 +82,8 @@ class TwoTower(nn.Module):
             self.pooling = HistoryPooling(history, self.history_dim, n_actions)
         infos = (*self.user_infos, *(_named("context.", i) for i in self.context_infos))
         extra = [self.history_dim] if self.pooling is not None else []
-        self.user_inputs = Inputs(infos, user, user.encoders.dim or dim, extra)
+        shared = {i.name: self.item_inputs.encoder(name) for i, name in _shared(infos, user, self.item_infos)}
+        self.user_inputs = Inputs(infos, user, user.encoders.dim or dim, extra, shared)
         self.user_tower = Tower(self.user_inputs.dim, dim, user)
 
     @property
@@ -144,7 +147,15 @@ class TwoTower(nn.Module):
 
 
 def _named(prefix: str, info: FeatureInfo) -> FeatureInfo:
-    return FeatureInfo(prefix + info.name, info.kind, info.width, info.cardinality, info.counts)
+    return replace(info, name=prefix + info.name)
+
+
+def _shared(
+    infos: Sequence[FeatureInfo], user: TowerSettings, item_infos: Sequence[FeatureInfo]
+) -> list[tuple[FeatureInfo, str]]:
+    """Features of the user tower with the item features whose encoders they take."""
+    names = {f"items.{i.name}": i.name for i in item_infos}
+    return [(i, names[i.vocabulary]) for i in infos if user.encoders.share and i.vocabulary in names]
 
 
 def _problems(
@@ -183,6 +194,18 @@ def _problems(
         out.append(f"{here}.fusion=sum needs vectors of width {width}, and {wrong} differ; set {here}.fusion=concat "
                    f"or {here}.encoders.vector=linear")  # fmt: skip
     return out
+
+
+def _sharing_problems(
+    infos: Sequence[FeatureInfo], user: TowerSettings, item: TowerSettings, item_infos: Sequence[FeatureInfo], dim: int
+) -> list[str]:
+    """A shared encoder has one width."""
+    widths = user.encoders.dim or dim, item.encoders.dim or dim
+    names = [i.name for i, _ in _shared(infos, user, item_infos)]
+    if not names or widths[0] == widths[1]:
+        return []
+    return [f"{names} share encoders of width {widths[1]}, and model.user.encoders.dim is {widths[0]}; set both alike, "
+            "or model.user.encoders.share=false"]  # fmt: skip
 
 
 def _history_problems(
