@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from towers.model.ridge import FoldIn
 from towers.model.sequence import SequenceEncoder, SequenceSettings
 
 
@@ -33,6 +34,7 @@ class HistorySettings:
             ``lags``: one learned weight for each position; next-item logs. With ``init=sequence_svd`` it is hard to
             beat.
             ``attention``: weights depend on the item; with content and many events.
+            ``ridge``: the fold-in of matrix factorisation, for ``init=ials`` (see ``ridge``).
             ``sequence``: no pooling, the sequence encoder alone; wants far more data than the others.
         table: ``shared``: an item stands in a history as its own tower's encoders see it; ``separate``: it has
             encoders of its own there. Separate where what follows an item is not what resembles it.
@@ -46,7 +48,7 @@ class HistorySettings:
         sequence: an encoder of the sequence, added to the pooled vector.
     """
 
-    pooling: Literal["none", "mean", "decay", "lags", "attention", "sequence"] = "mean"
+    pooling: Literal["none", "mean", "decay", "lags", "attention", "ridge", "sequence"] = "mean"
     table: Literal["shared", "separate"] = "shared"
     length: int = 50
     lag_decay: float = 1.0
@@ -102,6 +104,7 @@ class HistoryPooling(nn.Module):
         if self.kind != "sequence":
             self.action_logit = nn.Embedding(n_actions, self.heads)
             nn.init.zeros_(self.action_logit.weight)
+        self.fold_in = FoldIn(dim) if self.kind == "ridge" else None
         if self.kind == "decay":
             self.rates = nn.Parameter(torch.tensor([-2.0, -2.0]))  # before softplus: per position, per unit of age
         if self.kind in ("lags", "attention"):
@@ -137,6 +140,9 @@ class HistoryPooling(nn.Module):
     def pool(self, history: HistoryInputs) -> Tensor:
         """``[B, H]``: the weighted mean of the events; arbitrary for a history without any."""
         logits = self.logits(history).masked_fill(~history.mask.unsqueeze(-1), -1e30)  # finite without any event
+        if self.fold_in is not None:
+            folded: Tensor = self.fold_in(history.gathered(), logits.squeeze(-1))
+            return folded
         weight = logits.softmax(dim=1)  # [B, L, K], exactly 0 on padding beside an event
         if self.kind == "attention":
             out: Tensor = self.out((weight.transpose(1, 2) @ history.gathered()).flatten(1))  # [B, K·H]

@@ -16,6 +16,7 @@ from towers.errors import ConfigError
 from towers.features import FIRST, Kind
 from towers.model.closed_form.interactions import Interactions
 from towers.model.encoders import Bag, Lookup
+from towers.model.ridge import Ridge
 from towers.model.tables import FeatureTable
 from towers.model.tower import Inputs
 from towers.model.two_tower import TwoTower
@@ -32,11 +33,15 @@ class Factors:
         history: ``[I, d]`` what items contribute to a history; None: the candidate vectors.
         features: ``[V, d]`` tables of content features by name; features that are not named get zeros, so that
             known items have exactly the vectors above, and new ones what the tables say.
+        gram: ``[d]`` diagonal of Γ, for users who are folded in (see ``FoldIn``); None: the method has no fold-in.
+        ridge: its λ.
     """
 
     item: Tensor
     history: Tensor | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    gram: Tensor | None = None
+    ridge: Ridge | None = None
 
 
 class ClosedForm(Protocol):
@@ -68,8 +73,17 @@ def assign(model: TwoTower, factors: Factors, items: FeatureTable) -> None:
     name = _id_feature(model, items)
     assert name is not None
     _fill(model.item_inputs, name, factors.item, factors.features, items)
+    fold_in = model.pooling.fold_in if model.pooling is not None else None
+    if fold_in is not None and factors.gram is not None and factors.ridge is not None:
+        fold_in.set(factors.gram, factors.ridge)
     if separate is not None:
-        _fill(separate, name, factors.item if factors.history is None else factors.history, factors.features, items)
+        _fill(
+            separate,
+            name,
+            factors.item if fold_in is not None or factors.history is None else factors.history,
+            factors.features,
+            items,
+        )
     if model.pooling is not None:
         model.pooling.no_history.zero_()
     for encoder in model.user_inputs.encoders.values():
@@ -93,6 +107,9 @@ def _problems(model: TwoTower, factors: Factors, items: FeatureTable) -> list[st
         out.append("the item tower reads no id, which holds the factors; do not exclude it in model.item")
     if model.pooling is None:
         out.append("users have no history; set model.history.pooling=mean")
+    elif model.pooling.fold_in is not None:
+        if factors.gram is None:
+            out.append("this closed form has no fold-in; set model.history.pooling=mean, or init=ials")
     elif factors.history is not None and model.history_item_inputs is None:
         out.append("items differ as candidates and in histories; set model.history.table=separate")
     if model.dim != d:
