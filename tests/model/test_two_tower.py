@@ -132,6 +132,7 @@ def test_a_residual_block_starts_as_the_identity() -> None:
 
 def test_a_cross_layer_is_its_equation() -> None:
     layer = CrossLayer(2, 0.0)
+    assert isinstance(layer.linear, torch.nn.Linear)
     with torch.no_grad():
         layer.linear.weight.copy_(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
         layer.linear.bias.copy_(torch.tensor([1.0, 0.0]))
@@ -159,3 +160,17 @@ def test_action_codes_are_those_of_the_schema() -> None:
     pooling = full_model().pooling
     assert pooling is not None
     assert pooling.action_logit.num_embeddings == N_ACTIONS
+
+
+def test_a_cross_layer_of_low_rank_is_a_full_one_with_the_product_as_its_matrix() -> None:
+    low, full = CrossLayer(6, 0.0, rank=2), CrossLayer(6, 0.0)
+    assert isinstance(low.linear, torch.nn.Sequential)
+    assert isinstance(full.linear, torch.nn.Linear)
+    down, up = low.linear
+    with torch.no_grad():
+        up.bias.normal_()
+        full.linear.weight.copy_(up.weight @ down.weight)
+        full.linear.bias.copy_(up.bias)
+    x, x0 = torch.randn(3, 6), torch.randn(3, 6)
+    assert torch.allclose(low(x, x0), full(x, x0), atol=1e-6)
+    assert sum(p.numel() for p in low.parameters()) == 2 * 6 * 2 + 6

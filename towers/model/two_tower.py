@@ -168,6 +168,7 @@ def _problems(
         "encoders.dim": width,
         "width": s.width,
         "layers": s.layers,
+        "rank": 1 if s.rank is None else s.rank,
         "encoders.frequencies": s.encoders.frequencies,
     }
     out += [f"{here}.{k} is {v}; set it to at least 1" for k, v in numbers.items() if v < 1]
@@ -214,7 +215,7 @@ def _history_problems(
     """What is wrong with the history's settings, each with its cure."""
     out, s = [], h.sequence
     choices = {
-        "pooling": (h.pooling, ("none", "mean", "decay", "lags", "attention", "sequence")),
+        "pooling": (h.pooling, ("none", "mean", "decay", "lags", "attention", "ridge", "sequence")),
         "table": (h.table, ("shared", "separate")),
         "sequence.block": (s.block, ("none", "sasrec", "ligr", "hstu")),
     }
