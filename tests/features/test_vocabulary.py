@@ -1,5 +1,6 @@
 """Vocabularies: hand-worked ids, special rows, limits, and the way to disk and back."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,24 @@ def test_values_of_another_type_are_compared_where_that_is_exact_and_refused_whe
     numbers = Vocabulary.fit(pa.array([1, 2, 2]))
     assert numbers.encode(pa.array([2.0, 1.0])).tolist() == [3, 4]
     assert numbers.encode(pa.nulls(1)).tolist() == [MISSING]
-    with pytest.raises(DataError, match=r"values of type double; this feature was fitted on int64\n  where: request"):
-        numbers.encode(pa.array([1.5]), "request")
-    with pytest.raises(DataError, match="values of type list"):
-        numbers.encode(pa.array([[1]]))
+    narrow = Vocabulary.fit(pa.array([1, 2, 2], pa.int8()))
+    assert narrow.encode(pa.array([1, 70_000])).tolist() == [4, OOV], "a new value is no error, however wide"
+    words = Vocabulary.fit(pa.array(["3", "3.0"]))
+    assert words.encode(pa.array(["3.0"], pa.large_string())).tolist() == [4]
+    nothing = Vocabulary.fit(pa.nulls(2))
+    assert nothing.encode(pa.array(["new", None])).tolist() == [OOV, MISSING]
+
+
+@pytest.mark.parametrize(
+    ("known", "given"),
+    [(["3"], [3.0]), (["3"], [3]), (["true"], [True]), ([1], [1.5]), ([1], ["1"]), ([1], [True]), ([True], [1]),
+     ([True], ["true"]), ([1], [[1]]), (["a"], [["a"]])],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_an_error_and_not_out_of_vocabulary(known: list[Any], given: list[Any]) -> None:
+    found, fitted = pa.array(given).type, pa.array(known).type
+    said = re.escape(f"values of type {found}; this feature was fitted on {fitted}\n  where: request, feature 'x'")
+    with pytest.raises(DataError, match=said):
+        Vocabulary.fit(pa.array(known)).encode(pa.array(given), "request, feature 'x'")
 
 
 @given(st.lists(st.one_of(st.none(), st.text(max_size=3)), max_size=30), st.integers(1, 3), st.integers(0, 5))

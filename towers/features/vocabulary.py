@@ -94,16 +94,8 @@ class Vocabulary:
             column = column.combine_chunks()
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
-        if column.type != self.values.type:
-            try:
-                column = column.cast(self.values.type)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
-                raise DataError(
-                    f"values of type {column.type}; this feature was fitted on {self.values.type}",
-                    where=where,
-                    cure="give the column its training type, or prepare the data again",
-                ) from e
-        found = pc.fill_null(pc.index_in(column, value_set=self.values), -1).to_numpy(zero_copy_only=False)
+        column, values = _as_one_type(column, self.values, where)
+        found = pc.fill_null(pc.index_in(column, value_set=values), -1).to_numpy(zero_copy_only=False)
         ids = np.where(found >= 0, found + FIRST, OOV).astype(np.int32)
         if column.null_count:
             ids[pc.is_null(column).to_numpy(zero_copy_only=False)] = MISSING
@@ -123,3 +115,38 @@ class Vocabulary:
         """Read what ``save`` wrote."""
         table = pq.read_table(path)
         return cls(table[c.VALUE].combine_chunks(), table[c.COUNT].to_numpy().astype(np.int64))
+
+
+def _as_one_type(column: pa.Array, values: pa.Array, where: str) -> tuple[pa.Array, pa.Array]:
+    """Both in a type in which equal means equal: text only with text, numbers only with numbers.
+
+    A cast alone would not do: it writes 3.0 as "3" or "3.0", which is then silently out of vocabulary.
+    """
+    t = pa.types
+    if column.type == values.type:
+        return column, values
+    if t.is_null(column.type):
+        return pa.nulls(len(column), values.type), values
+    if t.is_null(values.type) and not t.is_nested(column.type):  # training saw no value: every one is new
+        return column, pa.array([], column.type)
+    kinds = (_is_text, _is_number, t.is_boolean)
+    if any(kind(column.type) and kind(values.type) for kind in kinds):
+        whole = t.is_integer(column.type) and t.is_integer(values.type)
+        wanted = pa.int64() if whole else values.type  # 70,000 is a new value, whatever the width of the known ones
+        try:
+            return column.cast(wanted), values.cast(wanted)
+        except pa.ArrowInvalid:  # 1.5 beside whole numbers
+            pass
+    raise DataError(
+        f"values of type {column.type}; this feature was fitted on {values.type}",
+        where=where,
+        cure=f"give values of type {values.type}, or correct the data config and prepare again",
+    )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
