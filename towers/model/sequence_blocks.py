@@ -39,8 +39,8 @@ class Seen(NamedTuple):
         at = torch.arange(mask.shape[1], device=mask.device)
         distance = at.unsqueeze(0) - at.unsqueeze(1)
         allowed = (distance == 0) | ((distance > 0) & mask.unsqueeze(1))
-        hours = torch.expm1(age)
-        gap = age_bucket(torch.log1p((hours.unsqueeze(1) - hours.unsqueeze(2)).abs()))
+        hours = torch.exp(age)  # plus one, which the difference forgets
+        gap = age_bucket(torch.log(1.0 + (hours.unsqueeze(1) - hours.unsqueeze(2)).abs()))
         return cls(allowed, distance.clamp(min=0), gap)
 
     def newest(self) -> Seen:
@@ -160,10 +160,10 @@ class HstuBlock(Block):
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
-    """``[B, L, W]`` → ``[B, K, L, w]``."""
-    return x.view(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
+    """``[B, L, W]`` → ``[B, K, L, w]``. No reshaping: ONNX Runtime cannot reshape an array of length 0."""
+    return torch.stack(x.chunk(heads, dim=-1), dim=1)
 
 
 def _join(x: Tensor) -> Tensor:
     """``[B, K, L, w]`` → ``[B, L, W]``."""
-    return x.transpose(1, 2).flatten(2)
+    return torch.cat(x.unbind(1), dim=-1)
