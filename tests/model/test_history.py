@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from towers.model.history import HistoryInputs, HistoryPooling, HistorySettings
+from towers.model.sequence import SequenceSettings
 
 POOLINGS = ["mean", "decay", "lags", "attention"]
 
@@ -101,3 +102,68 @@ def test_an_action_weighs_what_it_has_learned() -> None:
         torch.eye(3)[None, :2], torch.ones(1, 2, dtype=torch.bool), torch.tensor([[0, 1]]), torch.zeros(1, 2)
     )
     assert torch.allclose(p(h)[0], torch.tensor([0.25, 0.75, 0.0]), atol=1e-6)
+
+
+def test_lags_may_start_with_falling_weights() -> None:
+    p = HistoryPooling(HistorySettings(pooling="lags", length=3, lag_decay=0.5), 4, n_actions=1)
+    h = HistoryInputs(
+        torch.eye(4)[None], torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 4)
+    )
+    assert torch.allclose(p(h)[0], torch.tensor([4.0, 2, 1, 1]) / 8, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", POOLINGS)
+@pytest.mark.parametrize("block", ["none", "sasrec"])
+def test_a_table_and_rows_say_what_gathered_vectors_say(kind: str, block: str) -> None:
+    settings = HistorySettings(pooling=kind, length=4, sequence=SequenceSettings(block=block, heads=1, dropout=0.0))  # type: ignore[arg-type]
+    p = HistoryPooling(settings, 3, n_actions=2)
+    h = inputs([[1, 1, 1], [1, 0, 0], [0, 0, 0]])
+    table = torch.randn(5, 3, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    rows = torch.tensor([[4, 2, 2], [0, 3, 3], [1, 1, 1]])
+    by_rows, by_vectors = p(h._replace(vectors=table, rows=rows)), p(h._replace(vectors=table[rows]))
+    assert torch.allclose(by_rows, by_vectors, atol=1e-6)
+    grads = [torch.autograd.grad(out.square().sum(), [table, p.action_logit.weight]) for out in (by_rows, by_vectors)]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads, strict=True))
+
+
+def test_events_and_whole_histories_are_dropped_in_training_only() -> None:
+    h = inputs([[1] * 20] * 500)
+    for settings, gone in (
+        (HistorySettings(event_dropout=0.25), 0.25),
+        (HistorySettings(history_dropout=0.25), 0.25),
+        (HistorySettings(event_dropout=0.5, history_dropout=0.5), 0.75),
+    ):
+        p = HistoryPooling(settings, 3, n_actions=2)
+        torch.manual_seed(0)
+        kept = p._kept(h.mask)
+        assert kept.float().mean() == pytest.approx(1 - gone, abs=0.05)
+        whole = ~kept.any(1)
+        assert whole.float().mean() == pytest.approx(settings.history_dropout, abs=0.06)
+        p.eval()
+        assert torch.equal(p._kept(h.mask), h.mask)
+
+
+def test_a_history_that_was_dropped_trains_the_vector_of_those_without_any() -> None:
+    p = HistoryPooling(HistorySettings(history_dropout=0.999), 3, n_actions=2)
+    torch.manual_seed(0)
+    p(inputs([[1, 1, 1]])).sum().backward()
+    assert p.no_history.grad is not None
+    assert p.no_history.grad.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("block", ["sasrec", "ligr", "hstu"])
+def test_an_encoder_is_added_at_its_weight_or_stands_alone(block: str) -> None:
+    sequence = SequenceSettings(block=block, heads=1, dropout=0.0, weight=0.3)  # type: ignore[arg-type]
+    both = HistoryPooling(HistorySettings(pooling="lags", sequence=sequence), 3, n_actions=2)
+    alone = HistoryPooling(HistorySettings(pooling="sequence", sequence=sequence), 3, n_actions=2)
+    assert both.sequence is not None
+    assert alone.sequence is not None
+    alone.sequence.load_state_dict(both.sequence.state_dict())
+    h = inputs([[1, 1, 0], [0, 0, 0]])
+    assert torch.allclose(both(h)[0], both.pool(h)[0] + 0.3 * alone(h)[0], atol=1e-6)
+    for p in (both, alone):
+        assert torch.equal(p(h)[1], p.no_history)
+        none = HistoryInputs(*(x[:, :0] for x in h[:4]))
+        assert torch.equal(p(none)[0], p.no_history)
+        p(h)[1].sum().backward()
+        assert all(w.grad is None or w.grad.isfinite().all() for w in p.parameters())
