@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import hydra.utils
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from data.module import RetrievalData
 from data.prepared import PreparedDataset
+from data.settings import strict
 from pipeline.console import progress
+from towers.model.baselines.baseline import Baseline
 from towers.model.closed_form.factors import assign
 from towers.model.closed_form.interactions import Interactions
 from towers.model.module import Retrieval, TrainingData
@@ -48,6 +52,15 @@ def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | N
     )
 
 
+def baseline(config: DictConfig) -> Baseline | None:
+    """The baseline that a config names as its model; None where it names towers."""
+    settings: Any = OmegaConf.to_container(config.model, resolve=True)
+    method = hydra.utils.get_object(settings.pop("_target_"))
+    if not (isinstance(method, type) and issubclass(method, Baseline)):
+        return None
+    return method(**strict(method, settings, "model"))
+
+
 def initialise(config: DictConfig, module: Retrieval, dataset: PreparedDataset) -> None:
     """Give an untrained module the weights of the closed form named by ``init``."""
     with progress("initialise") as tell:
@@ -69,6 +82,8 @@ def interactions(dataset: PreparedDataset) -> Interactions:
         len(dataset.items),
         None if dataset.schema.clock == "none" else e.time,
         dataset.encoded("item"),
+        dataset.encoded("user"),
+        dataset.schema.clock,
     )
 
 

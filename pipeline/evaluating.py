@@ -16,15 +16,18 @@ from pipeline import build
 from pipeline.console import err, progress, say
 from pipeline.oracle import share_of_best
 from pipeline.runs import Run
-from towers.evaluation.evaluate import METRICS, evaluate
+from towers.evaluation.evaluate import METRICS, evaluate, evaluate_scores
 from towers.evaluation.examples import Example, draw_examples
 from towers.evaluation.report import write_report
 from towers.evaluation.results import Evaluation
 from towers.evaluation.slices import history_length, target_warmth
 from towers.evaluation.table import table
 from towers.evaluation.task import Task
+from towers.model.baselines import fitted
+from towers.model.baselines.fitted import Fitted
 from towers.model.module import Retrieval
 
+WHOLE = 1 << 40  # events of a history: baselines read it whole
 _SAID = {
     "share_of_best_recall@100": "recall@100 as a share of the best achievable",
     "cold_share_of_targets": "targets on items that training never saw",
@@ -39,14 +42,23 @@ def load(run: Run, dataset: PreparedDataset, device: str | None = None) -> Retri
     return module.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def load_model(run: Run, dataset: PreparedDataset) -> Retrieval | Fitted:
+    """The trained module of a run, or its fitted baseline."""
+    baseline = build.baseline(run.config)
+    if baseline is None:
+        return load(run, dataset)
+    return Fitted(baseline, fitted.load(run.weights), dataset.encoded("user"))
+
+
 def evaluate_run(
-    run: Run, tasks: Sequence[str], *, dataset: PreparedDataset, module: Retrieval | None = None
+    run: Run, tasks: Sequence[str], *, dataset: PreparedDataset, module: Retrieval | Fitted | None = None
 ) -> dict[str, float]:
     """Rank these tasks with a run's best weights; write ``eval/TASK/``; return all metrics, keyed ``TASK/METRIC``."""
-    module = module or load(run, dataset)
+    module = module or load_model(run, dataset)
     out: dict[str, float] = {}
     for name in tasks:
-        task = build_task(dataset, name, history_length=dataset.schema.history_length)
+        length = WHOLE if isinstance(module, Fitted) else dataset.schema.history_length
+        task = build_task(dataset, name, history_length=length)
         result, extra = evaluate_task(run, task, dataset, module)
         folder = run.folder / "eval" / name
         result.save(folder, dataset.ids("user").take(task.user), dataset.ids("item"), extra)
@@ -75,33 +87,35 @@ def _origin(run: Run) -> dict[str, Any]:
 
 
 def evaluate_task(
-    run: Run, task: Task, dataset: PreparedDataset, module: Retrieval
+    run: Run, task: Task, dataset: PreparedDataset, module: Retrieval | Fitted
 ) -> tuple[Evaluation, dict[str, Any]]:
     """One task, with slices by history length and by whether a target was seen in training."""
     config = run.config
     lengths = np.concatenate([(b.history >= 0).sum(1).numpy() for b in task.batches])
-    embedder = module.embedder()
     with progress(f"evaluate {task.name}") as tell:
-        tell("embedding the candidates", 0.0)
-        candidates = embedder.embed_items(task.candidates)
         ranked = Counter[str]()
 
         def count(more: int) -> None:
             ranked["queries"] += more
             tell("ranking", ranked["queries"] / len(task))
 
-        result = evaluate(
-            task,
-            embedder.embed_queries(task.batches),
-            candidates,
-            ks=tuple(config.ks),
-            metrics=(*METRICS, "auc"),
-            slices={
+        options: Any = {
+            "ks": tuple(config.ks),
+            "metrics": (*METRICS, "auc"),
+            "slices": {
                 "history length": history_length(lengths),
                 "target": target_warmth(task.targets, dataset.events("item")),
             },
-            progress=count,
-        )
+            "progress": count,
+        }
+        if isinstance(module, Fitted):
+            tell("scoring", 0.0)
+            result = evaluate_scores(task, module.scorer(task), **options)
+        else:
+            tell("embedding the candidates", 0.0)
+            embedder = module.embedder()
+            candidates = embedder.embed_items(task.candidates)
+            result = evaluate(task, embedder.embed_queries(task.batches), candidates, **options)
     warm = dataset.events("item")[task.targets.values] > 0
     extra: dict[str, Any] = {
         "refitted": dataset.refit,

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from data.batches import Collator
 from data.prepared import Examples, HistoryLog, PreparedDataset
 from data.tasks import build_task
+from pipeline import build
 from pipeline.console import progress, say
 from pipeline.datasets import ensure_prepared
 from pipeline.evaluating import load
@@ -38,10 +39,15 @@ def export(config: DictConfig) -> Path:
     """Write the bundle of ``config.run``; return its path.
 
     Raises:
-        ConfigError: the index loses more than ``index.min_recall`` allows.
+        ConfigError: the index loses more than ``index.min_recall`` allows, or the run is a baseline.
     """
     run = Run.open(config.run)
     trained = run.config
+    if (baseline := build.baseline(trained)) is not None:
+        raise ConfigError(
+            f"{run.folder} holds a {type(baseline).__name__}: its vectors are as wide as a catalogue or a vocabulary, and "
+            f"no index serves them; export short ones: python train.py data={trained.data.name} {baseline.instead}"
+        )
     dataset = ensure_prepared(trained)
     target = Path(config.bundle or run.folder / "bundle")
     if target.exists():

@@ -20,6 +20,9 @@ _LIBRARIES = ("torch", "pytorch-lightning", "hydra-core", "numpy", "pyarrow", "d
               "onnx", "onnxruntime")  # fmt: skip
 
 
+BASELINE = "baseline.npz"  # beside the checkpoints of models
+
+
 class Run:
     """A run folder.
 
@@ -58,12 +61,12 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """The checkpoint that evaluation and export read.
+        """The checkpoint that evaluation and export read, or what a baseline has fitted.
 
         Raises:
             ConfigError: the run has not come to a checkpoint.
         """
-        for name in ("best.ckpt", "last.ckpt"):
+        for name in ("best.ckpt", "last.ckpt", BASELINE):
             if (self.checkpoints / name).is_file():
                 return self.checkpoints / name
         raise ConfigError(

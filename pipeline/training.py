@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from data.module import RetrievalData
-from pipeline import build
+from pipeline import build, fitting
 from pipeline.console import say
 from pipeline.datasets import ensure_prepared
 from pipeline.evaluating import evaluate_run
@@ -49,6 +49,8 @@ def train(config: DictConfig, folder: Path) -> float | None:
     run = Run(folder)
     dataset = ensure_prepared(config)
     run.begin(config, dataset.folder)
+    if build.baseline(config) is not None:
+        return fitting.fit(config, run, dataset, evaluation_tasks(config, dataset.info["tasks"]), _loggers(config, run))
     pl.seed_everything(config.seed, workers=True, verbose=False)
     _quiet()
     # With deterministic algorithms torch would also fill memory that is about to be overwritten.
@@ -106,7 +108,7 @@ def train(config: DictConfig, folder: Path) -> float | None:
         tasks = evaluation_tasks(config, dataset.info["tasks"])
         outcome["metrics"] = evaluate_run(run, tasks, dataset=dataset)
         run.finish(outcome)
-        _close(trainer, outcome["metrics"])
+        fitting.close(trainer.loggers, outcome["metrics"], trainer.global_step)
     return value
 
 
@@ -148,15 +150,6 @@ def _quiet() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for pattern in _NOISE:
         warnings.filterwarnings("ignore", pattern)
-
-
-def _close(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
-    """Give the loggers the final metrics, and end their runs: a sweep in one process begins another."""
-    for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=trainer.global_step)
-        logger.finalize("success")
-        if finish := getattr(getattr(logger, "experiment", None), "finish", None):
-            finish()
 
 
 def evaluation_tasks(config: DictConfig, known: dict[str, Any]) -> list[str]:

@@ -27,6 +27,8 @@ class Interactions:
         time: ``[E]`` int64 microseconds or plain order, ascending for each user; None where the log has no
             clock, and the events of a user are in no order.
         item_features: encoded item features by name, ``[I]`` or ``[I, W]``.
+        user_features: encoded user features by name, ``[U]`` or ``[U, W]``.
+        clock: what ``time`` is: ``time`` (microseconds), ``order``, or ``none``.
     """
 
     user: NDArray[np.int64]
@@ -36,6 +38,8 @@ class Interactions:
     n_items: int
     time: NDArray[np.int64] | None = None
     item_features: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    user_features: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    clock: str = "none"
 
     def matrix(self) -> sparse.csr_array:
         """``[U, I]`` float32: each pair once, with the largest of its weights."""

@@ -76,7 +76,7 @@ def sequence_svd(
     return Factors(item=_table(right[::-1].T * root), history=_table(left[:, ::-1] * root))
 
 
-def followers(interactions: Interactions, decay: float, backward: float) -> sparse.csr_array:
+def followers(interactions: Interactions, decay: float, backward: float, user_power: float = 0.0) -> sparse.csr_array:
     """``[I, I]``: how often, and how closely, one item (row) was followed by another (column).
 
     Events at the same time do not follow one another. One pass over the log for each lag, until weights are negligible.
@@ -85,9 +85,11 @@ def followers(interactions: Interactions, decay: float, backward: float) -> spar
         interactions: the training events, in order.
         decay: weight of a pair for each further position between the two.
         backward: weight of a pair in the wrong order.
+        user_power: pairs of a user with ``n`` events count ``n^-power``: the larger, the less busy users count.
     """
     user, item, time = interactions.user, interactions.item, interactions.time
     assert time is not None
+    share = np.maximum(np.bincount(user, minlength=interactions.n_users), 1.0) ** -user_power
     total = sparse.csr_array((interactions.n_items, interactions.n_items), dtype=np.float64)
     for lag in range(1, len(user)):
         weight = decay ** (lag - 1)
@@ -96,7 +98,8 @@ def followers(interactions: Interactions, decay: float, backward: float) -> spar
             break
         after = same & (time[lag:] > time[:-lag]) & (item[lag:] != item[:-lag])
         rows, columns = item[:-lag][after], item[lag:][after]
-        total = total + sparse.csr_array((np.full(len(rows), weight), (rows, columns)), shape=total.shape)
+        weights = weight * share[user[lag:][after]]
+        total = total + sparse.csr_array((weights, (rows, columns)), shape=total.shape)
     return (total + backward * total.T).tocsr()
 
 

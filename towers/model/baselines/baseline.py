@@ -1,0 +1,124 @@
+"""What all baselines are: scores as products of wide, mostly sparse vectors.
+
+Shapes: ``U`` users, ``I`` items, ``B`` queries, ``N`` candidates, ``F`` wide features (items, n-grams, training users).
+
+    scores [B, N] = queries [B, F] · items [F, N]
+
+A two-tower model is the same product with short dense vectors; hence the same evaluation ranks both.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from towers.errors import ConfigError
+from towers.features import Batch
+from towers.model.closed_form.interactions import Interactions
+
+Matrix: TypeAlias = Any  # scipy.sparse.csr_array or numpy.ndarray, float32
+State = dict[str, Matrix]
+Features = Mapping[str, NDArray[Any]]  # encoded features of one side, by name
+Progress = Callable[[str, float], None]  # what is being done, share done
+
+
+class Baseline(ABC):
+    """The settings of a method, and what it does with them. What it learns is in the state, plain matrices by name."""
+
+    instead: ClassVar[str]
+    """What an engineer who wants to serve this method's scores exports, as settings of ``train.py``."""
+
+    @abstractmethod
+    def fit(self, log: Interactions, progress: Progress) -> State:
+        """Learn from the training events.
+
+        Args:
+            log: the training events, with the features of users and items.
+            progress: told what is being done.
+
+        Raises:
+            ConfigError: a setting cannot work with this log.
+        """
+
+    @abstractmethod
+    def queries(self, state: State, batch: Batch, users: Features) -> Matrix:
+        """``[B, F]`` wide vectors of queries.
+
+        Args:
+            state: what was learnt.
+            batch: user rows and histories.
+            users: encoded features of all users.
+        """
+
+    @abstractmethod
+    def items(self, state: State, rows: NDArray[np.int64]) -> Matrix:
+        """``[F, N]`` wide vectors of candidates, as columns.
+
+        Args:
+            state: what was learnt.
+            rows: ``[N]`` item rows.
+        """
+
+
+@dataclass(frozen=True)
+class Neighbourhood(Baseline):
+    """Baselines that add up what each item of a history says of the others: ``score = Σ_j decay^lag_j · S_ji``.
+
+    The state holds ``S [I, I]``: rows are items of histories, columns are candidates.
+    """
+
+    decay: float = 1.0
+    """Weight of an event for each newer one of the history; 1: all alike, 0: the newest alone."""
+
+    def queries(self, state: State, batch: Batch, users: Features) -> Matrix:
+        """``[B, I]``."""
+        return histories(batch, state["similarity"].shape[0], self.decay)
+
+    def items(self, state: State, rows: NDArray[np.int64]) -> Matrix:
+        """``[I, N]``."""
+        return state["similarity"][:, rows]
+
+    def check_decay(self, log: Interactions) -> None:
+        """Refuse a decay that is none, or that a log without order cannot have."""
+        if not 0 <= self.decay <= 1:
+            raise ConfigError(
+                f"model.decay is {self.decay}; set it between 0 (the newest event alone) and 1 (all alike)"
+            )
+        if self.decay != 1 and log.time is None:
+            raise ConfigError(
+                f"model.decay is {self.decay}, and the events of this log have no order; set model.decay=1"
+            )
+
+
+def histories(batch: Batch, n_items: int, decay: float) -> sparse.csr_array:
+    """``[B, I]``: each query's history as a row of weights, ``decay^0`` for its newest event, ``decay^1`` for the next.
+
+    An item that occurs several times gets the sum.
+    """
+    history = np.asarray(batch.history)
+    row, place = np.nonzero(history >= 0)
+    weight = np.power(np.float32(decay), place.astype(np.float32))
+    return sparse.csr_array((weight, (row, history[row, place])), shape=(len(history), n_items))
+
+
+def scaled(matrix: sparse.csr_array, rows: NDArray[Any], columns: NDArray[Any]) -> sparse.csr_array:
+    """``diag(rows) · matrix · diag(columns)`` in float32."""
+    product = sparse.diags_array(rows) @ matrix @ sparse.diags_array(columns)
+    return sparse.csr_array(product, dtype=np.float32)
+
+
+def strongest(matrix: sparse.csr_array, most: int) -> sparse.csr_array:
+    """Only the ``most`` greatest entries of each column: an item's nearest neighbours."""
+    columns = matrix.tocsc()
+    column = np.repeat(np.arange(columns.shape[1]), np.diff(columns.indptr))
+    order = np.lexsort((columns.indices, -columns.data, column))
+    place = np.arange(len(order)) - columns.indptr[column]
+    kept = order[place < most]
+    entries = (columns.data[kept], (columns.indices[kept], column[kept]))
+    return sparse.csr_array(entries, shape=matrix.shape)
