@@ -46,7 +46,9 @@ def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | N
         sampler=hydra.utils.instantiate(config.negatives),
         loss=hydra.utils.instantiate(config.loss),
         optimiser=hydra.utils.instantiate(config.optimiser),
+        correct_negatives=config.get("correct_negatives", True),
         correct_positive=config.correct_positive,
+        matryoshka=tuple(config.get("matryoshka", ())),
         ks=tuple(config.ks),
         seed=config.seed,
     )

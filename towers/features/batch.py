@@ -40,6 +40,9 @@ class Batch:
         time: ``[B]`` int64 microseconds UTC, or None where the log has no clock.
         context: ``[B]`` int64, rows of the context table (what belongs to neither side: a query's text), or None
             where the data have none.
+        impressions: ``[B, M]`` int64, item rows that the user was shown at that time or before and did not take, the
+            newest first, ``-1`` where there is none; None unless they are asked for.
+        action: ``[B]`` int64, action codes of the examples; None for queries.
     """
 
     user: Array
@@ -51,6 +54,8 @@ class Batch:
     known: Ragged
     time: Array | None = None
     context: Array | None = None
+    impressions: Array | None = None
+    action: Array | None = None
 
     def __len__(self) -> int:
         """Number of examples."""

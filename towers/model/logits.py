@@ -1,12 +1,13 @@
 """From embeddings to the logits of a sampled softmax: one pure function for each step.
 
-Shapes: ``B`` examples, ``N`` sampled candidates, ``I`` items, ``D`` dim.
+Shapes: ``B`` examples, ``N`` sampled candidates, ``M`` candidates of each example's own, ``I`` items, ``D`` dim.
 
     s⁺_b   = ⟨q_b, c⁺_b⟩ / τ                     ``positive_scores``   (queries are already divided by τ)
-    s_bj   = ⟨q_b, c_j⟩ / τ                      ``candidate_scores``
+    s_bj   = ⟨q_b, c_j⟩ / τ                      ``candidate_scores``; ``own_scores`` where c_bj is b's own
     s_bj  -= log q_j                             ``correct_log_q``
-    s_bj   = -∞  if j is a positive of b's user  ``known_positives``
+    s_bj   = -∞  if j is a positive of b's user  ``known_positives``; ``known_among`` for b's own
            = -∞  if j was not live at b's time   ``not_live``
+           = -∞  if b's own candidates stand for j  ``listed``
 """
 
 from __future__ import annotations
@@ -45,6 +46,19 @@ def candidate_scores(query: Tensor, candidates: Tensor) -> Tensor:
     return (query @ candidates.T).float()
 
 
+def own_scores(query: Tensor, own: Tensor) -> Tensor:
+    """Score of each example's own candidates.
+
+    Args:
+        query: ``[B, D]``.
+        own: ``[B, M, D]``.
+
+    Returns:
+        ``[B, M]``, float32.
+    """
+    return torch.einsum("bd,bmd->bm", query, own).float()
+
+
 def correct_log_q(scores: Tensor, log_q: Tensor) -> Tensor:
     """Make up for how often the sampler draws each candidate.
 
@@ -52,7 +66,9 @@ def correct_log_q(scores: Tensor, log_q: Tensor) -> Tensor:
     (see ``negatives``). Two conventions exist for the positive:
 
     * It is certain to stand in its own softmax, hence its q is 1, and it stays as it is: the unbiased form, and ours by
-      default.
+      default. It is what Khrylchenko et al. arrive at ("Correcting the LogQ Correction", 2025): their weight
+      ``1 - p(positive)`` on a softmax over negatives only is the gradient of this form, term by term, and their
+      proposal without the positive is our mask.
     * It is corrected as well (Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
       Recommendations", 2019, equation 4), as if it had come out of the sampler like all others. The optimum then moves
       from ``log p(item | user)`` towards ``log p(item | user) + log q(item)`` for items of small q: a preference
@@ -101,11 +117,49 @@ def known_positives(columns: Tensor, n: int, items: Tensor, known: Ragged) -> Te
     """
     b = torch.arange(len(items), device=items.device)
     row = torch.cat([b, b.repeat_interleave(known.offsets.diff(), output_size=len(known.values))])
-    column = columns[torch.cat([items, known.values])]
-    place = torch.where(column < n, row * n + column, len(items) * n)  # one spare place for all that were not drawn
-    mask = torch.zeros(len(items) * n + 1, dtype=torch.bool, device=items.device)
-    mask[place] = True
-    return mask[:-1].view(len(items), n)
+    return _marked(row, columns[torch.cat([items, known.values])], len(items), n)
+
+
+def listed(columns: Tensor, n: int, rows: Tensor) -> Tensor:
+    """Candidates of the draw that stand in a list of the example's own.
+
+    Args:
+        columns: ``[I]``, from ``item_columns``.
+        n: ``N``.
+        rows: ``[B, K]`` item rows, negative where there is none.
+
+    Returns:
+        ``[B, N]`` bool.
+    """
+    row = torch.arange(len(rows), device=rows.device).unsqueeze(1).expand_as(rows)
+    column = torch.where(rows >= 0, columns[rows.clamp(min=0)], n)
+    return _marked(row.reshape(-1), column.reshape(-1), len(rows), n)
+
+
+def _marked(row: Tensor, column: Tensor, rows: int, n: int) -> Tensor:
+    """``[rows, n]`` bool, true at these places; columns outside of ``0 … n - 1`` mark nothing."""
+    spare = rows * n  # one place for all that were not drawn: no shape depends on the data
+    mask = torch.zeros(spare + 1, dtype=torch.bool, device=row.device)
+    mask[torch.where((column >= 0) & (column < n), row * n + column, spare)] = True
+    return mask[:-1].view(rows, n)
+
+
+def known_among(rows: Tensor, items: Tensor, known: Ragged, n_items: int) -> Tensor:
+    """Which of each example's own candidates its user is known to want: see ``known_positives``.
+
+    Args:
+        rows: ``[B, M]`` item rows.
+        items: ``[B]`` positives.
+        known: ``[B]`` lists of item rows.
+        n_items: ``I``.
+
+    Returns:
+        ``[B, M]`` bool, true where masked.
+    """
+    b = torch.arange(len(items), device=items.device)
+    owner = torch.cat([b, b.repeat_interleave(known.offsets.diff(), output_size=len(known.values))])
+    taken = owner * n_items + torch.cat([items, known.values])
+    return torch.isin(b.unsqueeze(1) * n_items + rows, taken) & (rows >= 0)
 
 
 def not_live(time: Tensor, posted: Tensor | None, expires: Tensor | None) -> Tensor | None:
@@ -113,8 +167,8 @@ def not_live(time: Tensor, posted: Tensor | None, expires: Tensor | None) -> Ten
 
     Args:
         time: ``[B]`` int64 microseconds UTC.
-        posted: ``[N]`` first microsecond of each candidate, or None: always there.
-        expires: ``[N]`` first microsecond after, or None: for ever.
+        posted: ``[N]`` or ``[B, N]``, first microsecond of each candidate, or None: always there.
+        expires: ``[N]`` or ``[B, N]``, first microsecond after, or None: for ever.
 
     Returns:
         ``[B, N]`` bool, true where masked, or None if nothing ever is.

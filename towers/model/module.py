@@ -1,6 +1,7 @@
 """The Lightning module: wiring between batches, towers, negatives, logits and loss. The mathematics is elsewhere.
 
-Shapes: ``B`` examples, ``N`` sampled candidates, ``I`` items, ``L`` history length, ``D`` dim.
+Shapes: ``B`` examples, ``N`` sampled candidates, ``M`` candidates of each example's own, ``I`` items, ``L`` history
+length, ``D`` dim.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from towers.evaluation.evaluate import evaluate
 from towers.evaluation.task import Task
 from towers.features import Batch
 from towers.model import logits, optimisers
+from towers.model.contrast import Contrast, Own, VectorLoss
 from towers.model.embedder import Embedder, history_of, to_device
 from towers.model.losses import Loss, sampled_softmax
 from towers.model.negatives import MakeSampler
@@ -65,9 +67,13 @@ class Retrieval(pl.LightningModule):
         model: the towers.
         data: feature tables and item statistics.
         sampler: makes the sampler from ``[I]`` training events.
-        loss: over positive and negative logits.
+        loss: over positive and negative logits, or over a whole ``Contrast``.
         optimiser: see ``OptimiserSettings``.
+        correct_negatives: subtract log q from the negatives' logits; what is no softmax wants plain scores.
         correct_positive: subtract log q from the positive's logit too: see ``logits.correct_log_q``.
+        matryoshka: prefixes of the vectors that must be good vectors by themselves ("Matryoshka Representation
+            Learning", Kusupati et al., 2022): the loss is the mean of theirs and that of the whole vector.
+        impression_weight: of a second term, where batches hold impressions: which of the jobs shown was chosen.
         ks: cut-offs of the validation metrics.
         seed: of all randomness in training steps.
     """
@@ -78,9 +84,12 @@ class Retrieval(pl.LightningModule):
         data: TrainingData,
         *,
         sampler: MakeSampler,
-        loss: Loss = sampled_softmax,
+        loss: Loss | VectorLoss = sampled_softmax,
         optimiser: OptimiserSettings | None = None,
+        correct_negatives: bool = True,
         correct_positive: bool = False,
+        matryoshka: Sequence[int] = (),
+        impression_weight: float = 1.0,
         ks: Sequence[int] = (10, 20, 100),
         seed: int = 0,
     ) -> None:
@@ -91,7 +100,11 @@ class Retrieval(pl.LightningModule):
         self.contexts = (data.context_table or FeatureTable({})).select(model.context_features)
         self.sampler = sampler(torch.tensor(data.item_events))
         self.loss, self.optimiser, self.total_steps = loss, optimiser or OptimiserSettings(), data.total_steps
-        self.correct_positive, self.ks, self.seed = correct_positive, tuple(ks), seed
+        self.correct_negatives, self.correct_positive = correct_negatives, correct_positive
+        self.impression_weight, self.ks, self.seed = impression_weight, tuple(ks), seed
+        if wrong := [d for d in matryoshka if not 1 <= d <= model.dim]:
+            raise ConfigError(f"matryoshka {wrong}: prefixes of {model.dim} dimensions lie between 1 and {model.dim}")
+        self.prefixes = sorted(set(matryoshka) - {model.dim})
         self.batches_seen = 0
         for name in ("posted", "expires"):
             times = getattr(data, name)
@@ -102,25 +115,46 @@ class Retrieval(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch → the loss."""
         self._seed_this_batch()
-        draw = self.sampler(batch.item)
-        n = len(draw.rows)
-        columns = logits.item_columns(draw.rows, len(self.items))
-
-        query = self.model.similarity.cool(self.embed_users(batch))  # [B, D]
-        positive, candidates = self.embed_items(batch.item, draw.rows, columns)  # [B, D], [N, D]
-
-        s_pos = logits.positive_scores(query, positive)  # [B]
-        s_neg = logits.correct_log_q(logits.candidate_scores(query, candidates), draw.log_q)  # [B, N]
-        if self.correct_positive:
-            s_pos = logits.correct_log_q(s_pos, self.sampler.log_q(batch.item, len(batch)))
-        s_neg = logits.mask(
-            s_neg, logits.known_positives(columns, n, batch.item, batch.known), self._not_live(batch, draw.rows)
-        )
-        loss = self.loss(s_pos, s_neg, batch.weight)
+        contrast = self.contrast(batch)
+        whole = self._loss(contrast)
+        parts = [self._loss(contrast.prefix(d, self.model.similarity)) for d in self.prefixes]
+        loss = torch.stack([whole, *parts]).mean() if parts else whole
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (self.global_step + 1) % every == 0:
             self.log("train/loss", loss)
         return loss
+
+    def contrast(self, batch: Batch) -> Contrast:
+        """A batch's vectors against those of a draw."""
+        self.sampler.refresh(self.batches_seen - 1, lambda rows: self.embedder().embed_items(rows.cpu().numpy()))
+        draw = self.sampler(batch.item)
+        columns = logits.item_columns(draw.rows, len(self.items))
+        query = self.embed_users(batch)  # [B, D]
+        positive, candidates = self.embed_items(batch.item, draw.rows, columns)  # [B, D], [N, D]
+        return Contrast(
+            batch,
+            draw,
+            columns,
+            query,
+            positive,
+            candidates,
+            corrected=self.correct_negatives,
+            positive_log_q=self.sampler.log_q(batch.item, len(batch)) if self.correct_positive else None,
+            posted=None if self.posted is None else self.posted[draw.rows],
+            expires=None if self.expires is None else self.expires[draw.rows],
+            own=None if draw.own is None else self.own(batch, draw.own, draw.own_log_q),
+            shown=None if batch.impressions is None else self.own(batch, batch.impressions),
+        )
+
+    def _loss(self, contrast: Contrast) -> Tensor:
+        c = contrast.cool(self.model.similarity)
+        if isinstance(self.loss, VectorLoss):
+            loss = self.loss(c)
+        else:
+            loss = self.loss(c.positive_logits(), c.negative_logits(), c.weight)
+        if c.shown is None:
+            return loss
+        return loss + self.impression_weight * sampled_softmax(c.positive_scores(), c.shown_scores(), c.weight)
 
     def embed_users(self, batch: Batch) -> Tensor:
         """``[B, D]`` with gradients. Items of histories are encoded once for each batch, however often they occur."""
@@ -140,12 +174,23 @@ class Retrieval(pl.LightningModule):
         both = self.model.embed_items(self.items(torch.cat([positives, rows])))
         return both[: len(positives)], both[len(positives) :]
 
-    def _not_live(self, batch: Batch, rows: Tensor) -> Tensor | None:
-        if batch.time is None or (self.posted is None and self.expires is None):
-            return None
-        posted = None if self.posted is None else self.posted[rows]
-        expires = None if self.expires is None else self.expires[rows]
-        return logits.not_live(batch.time, posted, expires)
+    def own(self, batch: Batch, rows: Tensor, log_q: Tensor | None = None) -> Own:
+        """Candidates of each example's own, with gradients; each item once.
+
+        Args:
+            batch: ``B`` examples.
+            rows: ``[B, M]`` item rows, -1 where there is none.
+            log_q: ``[B, M]``; None: each stands for itself.
+        """
+        absent, there = rows < 0, rows.clamp(min=0)
+        masked = absent | logits.known_among(there, batch.item, batch.known, len(self.items))
+        if batch.time is not None:
+            posted, expires = (None if x is None else x[there] for x in (self.posted, self.expires))
+            dead = logits.not_live(batch.time, posted, expires)
+            masked = masked if dead is None else masked | dead
+        distinct, place = torch.unique(there, return_inverse=True)
+        vectors = torch.nn.functional.embedding(place, self.model.embed_items(self.items(distinct)))
+        return Own(vectors, masked, log_q)
 
     def _seed_this_batch(self) -> None:
         seed = np.random.SeedSequence([self.seed, self.batches_seen, self.global_rank]).generate_state(1, np.uint64)

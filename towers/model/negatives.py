@@ -30,10 +30,17 @@ MakeSampler = Callable[[Tensor], "Sampler"]  # training events of each item [I] 
 
 
 class Negatives(NamedTuple):
-    """A draw."""
+    """A draw: candidates for all examples, and perhaps some that stand against one example only.
+
+    An example's own candidates are drawn from its ``covered`` rows, and what the batch shares stands for all others:
+    two strata, each with its own probabilities, so that their sum is unbiased too.
+    """
 
     rows: Tensor  # [N] int64, distinct item rows
     log_q: Tensor  # [N] float32, log of their inclusion probabilities
+    own: Tensor | None = None  # [B, M] int64 item rows, -1 where there is none
+    own_log_q: Tensor | None = None  # [B, M] float32
+    covered: Tensor | None = None  # [B, K] int64 item rows, -1 where there is none
 
 
 class Sampler(nn.Module):
@@ -44,6 +51,14 @@ class Sampler(nn.Module):
     """
 
     holds_positives = False
+
+    def refresh(self, step: int, embed: Callable[[Tensor], Tensor]) -> None:
+        """Called before every draw, for samplers that look at the model or change with time.
+
+        Args:
+            step: batches before this one.
+            embed: gives the ``[n, D]`` candidate vectors of ``[n]`` item rows with the present weights.
+        """
 
     def forward(self, positives: Tensor, generator: Generator | None = None) -> Negatives:
         """A draw with its log-probabilities.
@@ -93,6 +108,49 @@ class InBatch(Sampler):
     def inclusion(self, rows: Tensor, batch_size: int) -> Tensor:
         """``[n]``, see above."""
         return _ever(self.p[rows], max(batch_size - 1, 1))
+
+
+class CrossBatch(Sampler):
+    """The positives of this batch and of the batches before it: in-batch negatives of a batch that is larger.
+
+    A first-in, first-out memory of item rows ("Cross-Batch Negative Sampling", Wang et al., 2021). Rows are remembered
+    and not vectors: they are embedded again with the present weights, so that nothing is stale. Like ``InBatch`` with
+    ``remembered + B`` examples: ``π = 1 - (1 - p)^(remembered + B - 1)``.
+
+    Use it where memory or the number of examples limits the batch and in-batch negatives are wanted; where embedding an
+    item is dear (long texts), the batch is the better place. The memory is part of the checkpoint.
+
+    Args:
+        item_events: ``[I]`` training events.
+        n: events that are remembered.
+    """
+
+    holds_positives = True
+
+    def __init__(self, item_events: Tensor, n: int = 8192) -> None:
+        super().__init__()
+        _positive("n", n)
+        self.register_buffer("p", _shares(item_events.double()), persistent=False)
+        self.register_buffer("memory", torch.full((n,), -1, dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # positives ever remembered
+        self.p: Tensor
+        self.memory: Tensor
+        self.seen: Tensor
+        self.remembered = 0  # positives of earlier batches that the last draw held
+
+    def draw(self, positives: Tensor, generator: Generator | None = None) -> Tensor:
+        """``[N]``: the items of this batch and of the memory, each once; then this batch is remembered."""
+        n, seen = len(self.memory), int(self.seen)
+        self.remembered = min(seen, n)
+        rows = _distinct(torch.cat([positives, self.memory[: self.remembered]]))
+        last = positives[-n:]
+        self.memory[(seen + torch.arange(len(last), device=last.device)) % n] = last
+        self.seen += len(last)
+        return rows
+
+    def inclusion(self, rows: Tensor, batch_size: int) -> Tensor:
+        """``[n]``, see above, for the memory that the last draw held."""
+        return _ever(self.p[rows], max(self.remembered + batch_size - 1, 1))
 
 
 class Uniform(Sampler):
