@@ -45,8 +45,9 @@ def export(config: DictConfig) -> Path:
     trained = run.config
     if (baseline := build.baseline(trained)) is not None:
         raise ConfigError(
-            f"{run.folder} holds a {type(baseline).__name__}: its vectors are as wide as a catalogue or a vocabulary, and "
-            f"no index serves them; export short ones: python train.py data={trained.data.name} {baseline.instead}"
+            f"{run.folder} holds a {type(baseline).__name__}: its vectors are as wide as a catalogue or a vocabulary, "
+            "and no index serves them\n"
+            f"  cure: export short vectors; train them with python train.py data={trained.data.name} {baseline.instead}"
         )
     dataset = ensure_prepared(trained)
     target = Path(config.bundle or run.folder / "bundle")
