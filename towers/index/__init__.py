@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from towers.index.filters import Attribute
+    from towers.index.fusion import Fusion
     from towers.index.retriever import Results, Retriever
 
-_HOMES = {"Attribute": "filters", "Results": "retriever", "Retriever": "retriever"}
-__all__ = ["Attribute", "Results", "Retriever"]
+_HOMES = {"Attribute": "filters", "Fusion": "fusion", "Results": "retriever", "Retriever": "retriever"}
+__all__ = ["Attribute", "Fusion", "Results", "Retriever"]
 
 
 def __getattr__(name: str) -> Any:

@@ -118,9 +118,9 @@ def encode_raw(featurizer: Featurizer, users: Sequence[Mapping[str, Any]], side:
         raise DataError(f"a value that cannot be encoded: {e}", where=f"request, one of {sorted(columns)}") from e
 
 
-def check_fields(users: Sequence[Mapping[str, Any]], known: Sequence[str]) -> None:
+def check_fields(users: Sequence[Mapping[str, Any]], known: Sequence[str], *, histories: bool = True) -> None:
     """Refuse fields that no feature reads: a misspelt field would silently count as missing."""
-    allowed = {*known, HISTORY, ACTIONS, TIMES}
+    allowed = {*known, *((HISTORY, ACTIONS, TIMES) if histories else ())}
     for user in users:
         if unknown := sorted(map(str, set(user) - allowed)):
             raise DataError(

@@ -19,8 +19,10 @@ from towers.errors import ConfigError, DataError
 from towers.features import Ragged
 from towers.features import columns as c
 from towers.index import layout
+from towers.index.bm25 import Bm25
 from towers.index.faiss_setup import faiss
 from towers.index.filters import Filter, parse
+from towers.index.fusion import Fusion, search_fused
 from towers.index.golden import User, replay
 from towers.index.opening import OpenBundle, open_bundle
 from towers.index.requests import (
@@ -34,6 +36,7 @@ from towers.index.requests import (
 
 Users: TypeAlias = User | Sequence[User] | NDArray[Any] | pa.Array
 When: TypeAlias = dt.datetime | str | int
+Contexts: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Retriever:
 
     def __init__(self, bundle: OpenBundle) -> None:
         self._bundle = bundle
+        self._bm25: dict[str, Bm25] = {}  # by item attribute
         self._posted = _micros(bundle.attributes, c.POSTED, np.iinfo(np.int64).min)
         self._expires = _micros(bundle.attributes, c.EXPIRES, np.iinfo(np.int64).max)
 
@@ -112,6 +116,8 @@ class Retriever:
         exclude: Sequence[Any] | None = None,
         filter: Filter | str | None = None,
         at: When | None = None,
+        context: Contexts | None = None,
+        fuse: Fusion | None = None,
     ) -> Results:
         """The ``k`` best eligible items for one user or many.
 
@@ -125,16 +131,26 @@ class Retriever:
             filter: a condition on the item attributes, see ``filters``.
             at: the moment of the request (default: now; ``"export"``: the end of the bundle's data). Items not
                 posted yet or expired are not eligible, later events do not enter histories.
+            context: context features of the request (the query's text) for ids of known users: a mapping, or for
+                many users a list of them. A raw user has them among its own fields.
+            fuse: rank by BM25 over the items' text too, see ``fusion``. Every item is then scored by both.
 
         Raises:
             DataError: an unknown user id, or a field that cannot be encoded; names it.
-            ConfigError: a filter that does not fit the attributes.
+            ConfigError: a filter or a fusion that does not fit the attributes.
         """
         many, one = _many(users)
         now = self._moment(at)
-        vectors, unknown = self._vectors(many, now)
-        mine = self._exclusions(many, exclude, one)
-        rows, scores = self._bundle.search.search(vectors, k, allowed=self._allowed(filter, now), exclude=mine)
+        asked = self._contexts(many, context, one)
+        vectors, unknown = self._vectors(many, now, asked)
+        mine, allowed = self._exclusions(many, exclude, one), self._allowed(filter, now)
+        if fuse is None:
+            rows, scores = self._bundle.search.search(vectors, k, allowed=allowed, exclude=mine)
+        else:
+            words, bm25 = [_words(a, fuse.query) for a in asked], self._lexical(fuse.text)
+            rows, scores = search_fused(
+                vectors, words, self._bundle.search.embeddings, bm25, fuse, k, allowed=allowed, exclude=mine
+            )
         return self._results(rows, scores, one, unknown)
 
     def search(
@@ -183,10 +199,10 @@ class Retriever:
         vector = np.array(self._bundle.search.embeddings[row])
         return self.search(vector, k, exclude=[item], filter=filter, at=at)
 
-    def vector(self, users: Users, *, at: When | None = None) -> NDArray[np.float32]:
+    def vector(self, users: Users, *, at: When | None = None, context: Contexts | None = None) -> NDArray[np.float32]:
         """``[D]`` of one user, ``[Q, D]`` of many, as the user tower gives them."""
         many, one = _many(users)
-        vectors, _ = self._vectors(many, self._moment(at))
+        vectors, _ = self._vectors(many, self._moment(at), self._contexts(many, context, one))
         return vectors[0] if one else vectors
 
     def attributes(self, items: Sequence[Any] | NDArray[Any]) -> pa.Table:
@@ -200,7 +216,35 @@ class Retriever:
             raise DataError(f"no item {list(items)[int(np.flatnonzero(rows < 0)[0])]!r}", where="attributes")
         return self._bundle.attributes.take(pa.array(rows))
 
-    def _vectors(self, users: Sequence[User], at: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def _contexts(self, users: Sequence[User], context: Contexts | None, one: bool) -> list[Mapping[str, Any]]:
+        """``[Q]`` mappings that hold the context fields of each request."""
+        if users and isinstance(users[0], Mapping):
+            if context is not None:
+                raise DataError("a context beside raw users", where="request", cure="put it into their own fields")
+            return [u if isinstance(u, Mapping) else {} for u in users]
+        if context is None:
+            return [{}] * len(users)
+        given = [context] if isinstance(context, Mapping) else list(context)
+        if len(given) != len(users) or one != isinstance(context, Mapping):
+            raise DataError(
+                f"{len(given)} contexts for {len(users)} users", where="request, context", cure="give one each"
+            )
+        check_fields(given, self._bundle.context.columns, histories=False)
+        return given
+
+    def _lexical(self, text: str) -> Bm25:
+        """BM25 over an attribute of the items; worked out when it is first asked for."""
+        if text not in self._bm25:
+            table = self._bundle.attributes
+            if text not in table.column_names or not pa.types.is_string(table.schema.field(text).type):
+                names = [f.name for f in table.schema if pa.types.is_string(f.type)]
+                raise ConfigError(f"fusion: no text {text!r} among the item attributes; there are {names or 'none'}")
+            self._bm25[text] = Bm25(table[text].to_pylist())
+        return self._bm25[text]
+
+    def _vectors(
+        self, users: Sequence[User], at: int, context: Sequence[Mapping[str, Any]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """``[Q, D]`` vectors, and ``[Q]`` history items that were not known."""
         b = self._bundle
         unknown = np.zeros(len(users), np.int64)
@@ -218,7 +262,7 @@ class Retriever:
             rows = self._user_rows(users)
             assert b.known is not None  # `_user_rows` has refused ids otherwise
             inputs = {f"user.{name}": np.asarray(a[rows]) for name, a in b.known.features.items()}
-            inputs |= encode_raw(b.context, [{}] * len(rows), "context")
+            inputs |= encode_raw(b.context, context, "context")
             events = [b.known.events(int(r)) for r in rows]
         if b.history_inputs is not None:
             inputs |= history_inputs(pad_histories(events, b.schema, at), b.history_inputs)
@@ -293,6 +337,18 @@ class Retriever:
             return Results(self._bundle.items.external(rows), scores, unknown)
         there = rows[0] >= 0
         return Results(self._bundle.items.external(rows[0][there]), scores[0][there], int(unknown[0]))
+
+
+def _words(request: Mapping[str, Any], field: str) -> str:
+    """The query's text."""
+    value = request.get(field)
+    if not isinstance(value, str):
+        raise DataError(
+            f"{field!r} is {value!r}; a fusion with BM25 needs the query's words",
+            where="request",
+            cure="send them, name another field (Fusion(query=…)), or leave fuse out",
+        )
+    return value
 
 
 def _many(users: Users) -> tuple[Sequence[User], bool]:
