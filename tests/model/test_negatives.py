@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from towers.errors import ConfigError, DataError
-from towers.model.negatives import Full, InBatch, MakeSampler, Mixed, Popularity, Sampler, Uniform
+from towers.model.negatives import CrossBatch, Full, InBatch, MakeSampler, Mixed, Popularity, Sampler, Uniform
 
 EVENTS = torch.tensor([40, 0, 3, 1, 25, 0, 9, 14, 5, 2, 1, 30])  # items 1 and 5 are cold
 B = 6
@@ -118,7 +118,7 @@ def test_a_million_items_are_sampled_in_time_that_does_not_grow_with_them() -> N
 
 
 def test_settings_that_cannot_work() -> None:
-    for bad in (partial(Uniform, n=0), partial(Popularity, n=0), partial(Mixed, samplers=[])):
+    for bad in (partial(Uniform, n=0), partial(Popularity, n=0), partial(CrossBatch, n=0), partial(Mixed, samplers=[])):
         with pytest.raises(ConfigError):
             bad(EVENTS)
     with pytest.raises(DataError, match="training is empty"):
@@ -127,3 +127,55 @@ def test_settings_that_cannot_work() -> None:
 
 def test_arrays_are_not_in_checkpoints() -> None:
     assert all(not make(EVENTS).state_dict() for make in MAKERS.values())
+
+
+def test_the_memory_is_first_in_first_out_and_holds_the_batch_itself() -> None:
+    sampler = CrossBatch(EVENTS, 4)
+    drawn = [sampler(torch.tensor(b)).rows.tolist() for b in ([0, 2], [3, 4], [6, 6, 7], [8])]
+    assert drawn == [[0, 2], [0, 2, 3, 4], [0, 2, 3, 4, 6, 7], [4, 6, 7, 8]]
+
+
+def test_a_batch_larger_than_the_memory_leaves_its_end_there() -> None:
+    sampler = CrossBatch(EVENTS, 2)
+    sampler(torch.tensor([0, 2, 3, 4]))
+    assert sampler(torch.tensor([6])).rows.tolist() == [3, 4, 6]
+
+
+def test_log_q_of_the_memory_is_the_log_of_the_frequency_in_draws() -> None:
+    """Streams of batches drawn by popularity; the item 1 stands for the positive of the example that looks."""
+    generator = torch.Generator().manual_seed(0)
+    times, n, b = 1200, 7, 3
+    held = torch.zeros(times, len(EVENTS), dtype=torch.bool)
+    log_q = torch.empty(times, len(EVENTS))
+    others = torch.multinomial(EVENTS.double(), times * 4 * b, replacement=True, generator=generator).view(times, 4, b)
+    for t in range(times):
+        sampler = CrossBatch(EVENTS, n)
+        for past in others[t, :3]:
+            sampler(past)
+        held[t, sampler.draw(torch.cat([torch.tensor([1]), others[t, 3, 1:]]))] = True
+        log_q[t] = sampler.log_q(torch.arange(len(EVENTS)), b)
+    warm = EVENTS.nonzero().squeeze(1)
+    pi = log_q[0, warm].exp()
+    assert torch.equal(log_q[0], log_q[-1])
+    assert torch.allclose(pi, 1 - (1 - EVENTS[warm] / EVENTS.sum()) ** (n + b - 1))
+    error = 4.5 * (pi * (1 - pi) / times).sqrt() + 1e-6
+    assert ((held[:, warm].float().mean(0) - pi).abs() <= error).all()
+
+
+def test_while_the_memory_fills_log_q_counts_what_it_holds() -> None:
+    sampler, item = CrossBatch(torch.tensor([1, 1]), 4), torch.tensor([0])
+    seen = []
+    for _ in range(4):
+        sampler(torch.tensor([0, 1]))
+        seen.append(sampler.inclusion(item, 2).item())
+    assert seen == pytest.approx([1 - 0.5**k for k in (1, 3, 5, 5)])
+
+
+def test_the_memory_goes_on_from_its_state() -> None:
+    one, two = CrossBatch(EVENTS, 4), CrossBatch(EVENTS, 4)
+    one(torch.tensor([0, 2, 3]))
+    two.load_state_dict(one.state_dict())
+    for batch in ([4, 6], [7]):
+        a, b = one(torch.tensor(batch)), two(torch.tensor(batch))
+        assert torch.equal(a.rows, b.rows)
+        assert torch.equal(a.log_q, b.log_q)
