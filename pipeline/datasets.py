@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from data.market import MarketConfig, generate
+from data import market, melo
+from data.market import MarketConfig
 from data.prepare import is_current, prepare
 from data.prepared import PreparedDataset
 from data.spec import DatasetSpec
@@ -39,16 +40,27 @@ def ensure_prepared(config: DictConfig, *, force: bool = False) -> PreparedDatas
     return PreparedDataset(target)
 
 
+# What `generate.kind` of a data config may say: settings, what writes the files, the file that records the settings.
+_GENERATORS: dict[str, tuple[Any, Any, str]] = {
+    "market": (MarketConfig, market.generate, "market.json"),
+    "melo": (melo.MeloConfig, melo.generate, melo.RECORD),
+}
+
+
 def ensure_generated(config: DictConfig) -> None:
-    """Generate the synthetic job market, if the data config asks for it and it is not there yet."""
+    """Write the raw files that a data config generates or derives from others, if they are not there yet."""
     settings = config.data.get("generate")
     if settings is None:
         return
     folder = Path(config.data.source)
     plain: Any = OmegaConf.to_container(settings, resolve=True)
-    wanted = MarketConfig(**plain)
-    record = folder / "market.json"
+    kind = plain.pop("kind", "market")
+    if kind not in _GENERATORS:
+        raise ConfigError(f"generate.kind {kind!r}; there are {list(_GENERATORS)}")
+    settings_of, generate, name = _GENERATORS[kind]
+    wanted = settings_of(**plain)
+    record = folder / name
     if record.is_file() and json.loads(record.read_text())["config"] == asdict(wanted):
         return
-    with progress("generate the job market") as tell:
+    with progress(f"generate {config.data.name}") as tell:
         generate(wanted, folder, tell)

@@ -100,13 +100,13 @@ class Featurizer:
         Args:
             features: the declarations.
             table: raw columns, one row for each user (item).
-            events: ``[n]`` training events of each row. Rows without any are not looked at; ids are
-                counted by events, everything else once for each row.
+            events: ``[n]`` training events of each row. Rows without any are not looked at (but by features with
+                ``fit: all``); ids are counted by events, everything else once for each row.
             id_column: the column that an ``id`` feature reads.
         """
         seen = events > 0
         rows = table.filter(pa.array(seen)) if not seen.all() else table
-        return cls([_fit(f, rows, events[seen], id_column) for f in features])
+        return cls([_fit(f, table if f.fit == "all" else rows, events[seen], id_column) for f in features])
 
     @property
     def infos(self) -> tuple[FeatureInfo, ...]:

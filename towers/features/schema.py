@@ -41,6 +41,9 @@ class Feature:
         dim: vector: its length.
         vocabulary: ``items.NAME``: one vocabulary with that item feature, because both are the same kind of
             text or value (a query and a job's title, the skills of members and of jobs); of user and context features.
+        fit: ``train``: the vocabulary holds what training rows hold; ``all``: what the whole table holds. A catalogue's
+            words are known before anybody clicks: a search for one that no training title had can then still match
+            it. Not where the table is from after the split in time: it would tell of the future.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Feature:
     chars: tuple[int, ...] = (3, 4)
     dim: int = 0
     vocabulary: str | None = None
+    fit: str = "train"
 
     def __post_init__(self) -> None:
         """Check the settings together, each error naming the cure."""
@@ -64,6 +68,10 @@ class Feature:
             raise ConfigError(f"feature {self.name!r}: set dim to the length of the vectors")
         if self.kind is Kind.TEXT and self.buckets < 1:
             raise ConfigError(f"feature {self.name!r}: set buckets to a positive number of hash buckets")
+        if self.fit not in ("train", "all"):
+            raise ConfigError(f"feature {self.name!r}: fit is {self.fit!r}; expected train or all")
+        if self.fit == "all" and self.kind in (Kind.ID, Kind.VECTOR):
+            raise ConfigError(f"feature {self.name!r}: fit all is not of kind {self.kind.value}; leave it out")
         if self.max_length < 1 or self.min_count < 1:
             raise ConfigError(f"feature {self.name!r}: max_length and min_count must be at least 1")
 
