@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data.impressions import Impressions
 from data.prepared import Examples, HistoryLog, ragged_slices
 from towers.errors import ConfigError
 from towers.features import Batch, Ragged
@@ -32,12 +33,14 @@ class Collator:
         length: the newest events of a history that a batch holds.
         known: ``[users]`` lists of the items that a user took in training, for training batches; they also
             have the example's own item taken out of an untimed history. None for queries.
+        impressions: what users were shown, if batches are to hold it.
     """
 
     history: HistoryLog
     clock: str
     length: int
     known: Ragged | None = None
+    impressions: Impressions | None = None
 
     def __call__(self, e: Examples) -> Batch:
         """The batch of all rows of ``e``."""
@@ -61,6 +64,8 @@ class Collator:
             known=Ragged(torch.from_numpy(known.offsets), torch.from_numpy(known.values)),
             time=torch.from_numpy(np.array(e.time)) if self.clock == "time" and e.time is not None else None,
             context=None if e.context is None else torch.from_numpy(e.context.astype(np.int64)),
+            impressions=None if self.impressions is None else torch.from_numpy(self.impressions.rows(e)),
+            action=None if e.action is None else torch.from_numpy(e.action.astype(np.int64)),
         )
 
     def _positions(self, e: Examples) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytorch_lightning as pl
 
 from data.batches import Collator, TrainBatches
+from data.impressions import Impressions
 from data.prepared import PreparedDataset
 from data.tasks import build_task
 from towers.evaluation.task import Task
@@ -35,13 +36,19 @@ class RetrievalData(pl.LightningDataModule):
         batch_size: examples in a batch, on each rank.
         seed: of the order of examples.
         validate: names of the tasks that are ranked after each epoch; a refit has none.
+        impressions: jobs in each example that its user was shown and did not take; see ``data.impressions``.
     """
 
-    def __init__(self, dataset: PreparedDataset, *, batch_size: int, seed: int, validate: tuple[str, ...]) -> None:
+    def __init__(
+        self, dataset: PreparedDataset, *, batch_size: int, seed: int, validate: tuple[str, ...], impressions: int = 0
+    ) -> None:
         super().__init__()
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         examples = dataset.examples("train")
         self.examples = examples.take(examples.weight > 0)
+        self.impressions = Impressions.of(dataset, examples, impressions) if impressions else None
+        if self.impressions is not None:
+            self.examples = self.impressions.attach(self.examples)
         self.tasks = [build_task(dataset, name, history_length=dataset.schema.history_length) for name in validate]
 
     def batches_per_epoch(self, world: int = 1) -> int:
@@ -52,7 +59,9 @@ class RetrievalData(pl.LightningDataModule):
         """Shuffled training batches."""
         trainer = self.trainer
         schema = self.dataset.schema
-        collate = Collator(self.dataset.history, schema.clock, schema.history_length, self.dataset.known)
+        collate = Collator(
+            self.dataset.history, schema.clock, schema.history_length, self.dataset.known, self.impressions
+        )
         return TrainBatches(
             self.examples,
             collate,

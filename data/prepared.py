@@ -29,7 +29,8 @@ class Examples:
 
     ``user``, ``item`` ``[n]`` int32 rows; ``time`` ``[n]`` int64 (microseconds, or the plain order) or
     None; ``weight`` ``[n]`` float32; ``split`` ``[n]`` int8; ``history_end`` ``[n]`` int64; ``context`` ``[n]`` int32
-    rows, or None where the data have no context.
+    rows, or None where the data have no context; ``action`` ``[n]`` int8 codes; ``shown_end`` ``[n]`` int64, see
+    ``data.impressions``.
     """
 
     user: NDArray[np.int32]
@@ -39,6 +40,8 @@ class Examples:
     split: NDArray[np.int8]
     history_end: NDArray[np.int64]
     context: NDArray[np.int32] | None = None
+    action: NDArray[np.int8] | None = None
+    shown_end: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -189,6 +192,7 @@ class PreparedDataset:
             column(c.SPLIT),
             column(c.HISTORY_END),
             column(c.CONTEXT_ROW) if c.CONTEXT_ROW in table.column_names else None,
+            column(c.ACTION),
         )
 
     @cached_property

@@ -22,7 +22,8 @@ from towers.model.tables import FeatureTable
 def datamodule(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
     """Training batches and validation tasks."""
     validate = () if config.get("refit") else (config.data.select,) if "select" in config.data else ("valid",)
-    return RetrievalData(dataset, batch_size=config.batch_size, seed=config.seed, validate=validate)
+    shown = config.get("impressions", 0)
+    return RetrievalData(dataset, batch_size=config.batch_size, seed=config.seed, validate=validate, impressions=shown)
 
 
 def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | None = None) -> Retrieval:
@@ -49,6 +50,7 @@ def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | N
         correct_negatives=config.get("correct_negatives", True),
         correct_positive=config.correct_positive,
         matryoshka=tuple(config.get("matryoshka", ())),
+        impression_weight=config.get("impression_weight", 1.0),
         ks=tuple(config.ks),
         seed=config.seed,
     )
