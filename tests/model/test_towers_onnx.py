@@ -55,7 +55,7 @@ def test_every_kind_of_feature_alone(info: object) -> None:
         assert parity(graph(model.eval()), model, export(model)) < 1e-5
 
 
-@pytest.mark.parametrize("pooling", ["none", "mean", "decay", "lags", "attention"])
+@pytest.mark.parametrize("pooling", ["none", "mean", "decay", "lags", "attention", "ridge"])
 @pytest.mark.parametrize("body", ["none", "mlp", "cross"])
 def test_every_pooling_and_body(pooling: str, body: str) -> None:
     """`export_*` itself checks parity: one row and many, histories of length 0, 1 and long."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-STEPS = 32  # of conjugate gradients; exact for histories of up to that many events
+STEPS = 16  # of conjugate gradients: on iALS factors six digits, for histories of up to 230 events
 
 
 @dataclass(frozen=True)
@@ -82,23 +82,27 @@ class FoldIn(nn.Module):
         x = vectors * root.unsqueeze(-1)
         lam = self.log_reg.exp() * (log_weight.exp().sum(1, keepdim=True) + self.offset) ** self.nu  # [B, 1]
         over_a = x / (self.log_gram.exp() + lam).unsqueeze(1)  # X A⁻¹
-        y = conjugate_gradients(over_a @ x.transpose(1, 2), root)
+        # a product with ones, because ONNX Runtime gives the sum over an empty history a wrong shape
+        diagonal = ((over_a * x) @ torch.ones_like(self.log_gram).unsqueeze(1)).squeeze(-1)
+        # double precision, so that no rounding error grows where factors are badly scaled: the systems are small
+        y = conjugate_gradients((over_a @ x.transpose(1, 2)).double(), diagonal.double(), root.double()).to(x.dtype)
         query: Tensor = (y.unsqueeze(1) @ over_a).squeeze(1)
         return query
 
 
-def conjugate_gradients(k: Tensor, b: Tensor, steps: int = STEPS) -> Tensor:
+def conjugate_gradients(k: Tensor, diagonal: Tensor, b: Tensor, steps: int = STEPS) -> Tensor:
     """Solve ``(I + K) y = b`` for many K at once (Hestenes and Stiefel, 1952), preconditioned by the diagonal.
 
     Args:
         k: ``[B, L, L]``, symmetric and positive semi-definite.
+        diagonal: ``[B, L]`` of K (taking it would put shapes into an ONNX graph).
         b: ``[B, L]``.
         steps: how many; exact after L of them but for rounding.
 
     Returns:
         ``[B, L]``.
     """
-    scale = 1.0 / (1.0 + k.diagonal(dim1=1, dim2=2))
+    scale = 1.0 / (1.0 + diagonal)
     y = torch.zeros_like(b)
     r = b
     z = scale * r

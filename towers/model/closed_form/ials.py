@@ -137,7 +137,8 @@ def _dual(x: Tensor, a: Tensor, root: Tensor) -> Tensor:
     y = x / a.unsqueeze(1)
     system = y @ x.transpose(1, 2)
     system.diagonal(dim1=1, dim2=2).add_(1.0)
-    return (root.unsqueeze(1) @ torch.cholesky_solve(y, torch.linalg.cholesky(system))).squeeze(1)
+    share = torch.cholesky_solve(root.unsqueeze(-1), torch.linalg.cholesky(system))
+    return (share.transpose(1, 2) @ y).squeeze(1)
 
 
 def _primal(x: Tensor, a: Tensor, root: Tensor) -> Tensor:
