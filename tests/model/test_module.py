@@ -17,14 +17,17 @@ from towers.errors import ConfigError
 from towers.evaluation.task import Task
 from towers.features import OOV, Batch, FeatureInfo, Kind, Ragged
 from towers.model.callbacks import ProgressBar, StopOnNonFiniteLoss, Throughput
+from towers.model.contrast import VectorLoss
 from towers.model.encoders import EncoderSettings
 from towers.model.history import HistorySettings
+from towers.model.mining import Mined
 from towers.model.module import Retrieval, TrainingData
-from towers.model.negatives import Full, InBatch, Mixed, Uniform
+from towers.model.negatives import CrossBatch, Full, InBatch, Mixed, Uniform
 from towers.model.optimisers import OptimiserSettings
 from towers.model.tables import FeatureTable
 from towers.model.tower import TowerSettings
 from towers.model.two_tower import TwoTower
+from towers.model.vector_losses import AlignmentUniformity, ChunkedSoftmax, GeneralisedBinary, MultiPositive
 
 # Lightning 2.6 asks torch 2.13's pytree in a way that torch has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -312,3 +315,90 @@ def test_throughput_and_progress_are_told_without_a_terminal(
     assert "epoch 1/2  loss " in told
     assert "examples/s" in told
     assert "valid/recall@10" in told
+
+
+def test_jobs_shown_and_not_taken_are_pushed_down_and_positives_among_them_are_not() -> None:
+    """The loss over the draw is silent; user 0 took 1, knows 3, and was shown 2, 3 and nothing else."""
+    one = plain([0], [1], [[1, 3]])
+    one.impressions = torch.tensor([[2, 3, -1]])
+    moved = gradients(mf(2, 5, loss=lambda p, n, w: p.sum() * 0, impression_weight=2.0), one)
+    assert (moved > 0).tolist() == [False, True, True, False, False]
+
+
+def test_the_term_of_impressions_is_a_conditional_logit() -> None:
+    module = mf(2, 5, loss=lambda p, n, w: p.sum() * 0, impression_weight=0.5)
+    one = plain([0, 1], [1, 2])
+    one.impressions = torch.tensor([[2, 4], [-1, -1]])
+    module.trainer = trainer(Path(), log_every_n_steps=99)
+    (queries,) = module.embedder().embed_queries([one])
+    scores = queries @ module.embedder().embed_items().T
+    choice = torch.nn.functional.cross_entropy(scores[:1, [1, 2, 4]], torch.tensor([0]))
+    assert torch.allclose(module.training_step(one, 0), 0.5 * choice / 2)  # the second example was shown nothing
+
+
+def test_prefixes_are_trained_as_vectors_of_their_own() -> None:
+    one = plain([0, 2], [1, 4])
+    losses = {}
+    for prefixes in ([], [4, 16]):
+        module = mf(3, 5, matryoshka=prefixes)
+        module.trainer = trainer(Path(), log_every_n_steps=99)
+        losses[len(prefixes)] = module.training_step(one, 0)
+    e = module.embedder()
+    (queries,) = e.embed_queries([one])
+    short = torch.nn.functional.cross_entropy(queries[:, :4] @ e.embed_items()[:, :4].T, one.item)
+    assert torch.allclose(losses[2], (losses[0] + short) / 2, atol=1e-6)  # 16 is the whole vector
+    with pytest.raises(ConfigError, match="between 1 and 16"):
+        mf(3, 5, matryoshka=[17])
+
+
+def test_plain_scores_where_the_loss_wants_them() -> None:
+    caught: list[torch.Tensor] = []
+    module = mf(3, 5, partial(Uniform, n=2), correct_negatives=False, loss=lambda p, n, w: caught.append(n) or p.sum())
+    module.trainer = trainer(Path(), log_every_n_steps=99)
+    one = plain([0], [1])
+    module.training_step(one, 0)
+    module.batches_seen = 0
+    module._seed_this_batch()
+    rows = module.sampler(one.item).rows
+    e = module.embedder()
+    (query,) = e.embed_queries([one])
+    scores = (query @ e.embed_items().T)[:, rows].masked_fill(rows == 1, -float("inf"))
+    assert torch.allclose(caught[0], scores)
+
+
+STATEFUL = {
+    "memory": partial(Mixed, samplers=[partial(CrossBatch, n=20), partial(Uniform, n=4)]),
+    "mined": partial(Mined, base=partial(Uniform, n=4), n=3, nearest=5, start=2, ramp=3, every=4, pool=10),
+}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_run_whose_sampler_remembers_is_resumed_bit_for_bit(tmp_path: Path, name: str) -> None:
+    straight = retrieval(sampler=STATEFUL[name])
+    fit(straight, tmp_path, loader(), max_epochs=2)
+    first = fit(retrieval(sampler=STATEFUL[name]), tmp_path, loader(), max_epochs=1)
+    first.save_checkpoint(tmp_path / "c.ckpt")
+    resumed = retrieval(sampler=STATEFUL[name])
+    fit(resumed, tmp_path, loader(), max_epochs=2, resume=tmp_path / "c.ckpt")
+    assert torch.equal(weights(straight), weights(resumed))
+
+
+def test_mining_leaves_the_step_as_random_and_the_model_as_training_as_it_was() -> None:
+    """Its table comes from the model in evaluation mode; a pool that is everything needs no random number."""
+    module = retrieval(sampler=partial(Mined, base=partial(Uniform, n=4), n=3, nearest=5, start=0))
+    module._seed_this_batch()
+    before = torch.get_rng_state()
+    module.sampler.refresh(0, lambda rows: module.embedder().embed_items(rows.numpy()))
+    assert torch.equal(before, torch.get_rng_state())
+    assert module.model.training
+    assert (module.sampler.neighbours >= 0).all()
+
+
+@pytest.mark.parametrize("loss", [ChunkedSoftmax(3), MultiPositive(), GeneralisedBinary(), AlignmentUniformity()])
+def test_losses_over_vectors_take_a_step_in_any_precision(tmp_path: Path, loss: VectorLoss) -> None:
+    for precision in ("32-true", "bf16-mixed"):
+        module = retrieval(sparse=True, loss=loss, sampler=partial(Mined, base=InBatch, n=3, nearest=5, start=0))
+        before = weights(module)
+        fit(module, tmp_path, loader(2), precision=precision)
+        assert weights(module).isfinite().all()
+        assert not torch.equal(before, weights(module))
