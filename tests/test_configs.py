@@ -80,6 +80,30 @@ def test_experiments_take_a_step(name: str, tmp_path: Path) -> None:
     assert 0 <= value <= 1
 
 
+@pytest.fixture(scope="module")
+def small_market(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides for a market that is generated and prepared once."""
+    places = [f"var={tmp_path_factory.mktemp('var')}", f"runs={tmp_path_factory.mktemp('runs')}"]
+    short = ["logger=none", "evaluate=[]", "threads=1", "+trainer.limit_train_batches=2", "trainer.max_epochs=1"]
+    return ["experiment=market", "model.dim=16", "batch_size=64", *short, *SMALL_MARKET, *places]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "choice",
+    [
+        *(f"{group}={name}" for group in ("loss", "negatives") for name in names(group)),
+        "negatives=mined negatives.start=0",
+        "loss=binary correct_negatives=true correct_positive=true",
+        "matryoshka=[4,8]",
+    ],
+)
+def test_losses_and_negatives_take_a_step(choice: str, small_market: list[str], tmp_path: Path) -> None:
+    value = train(composed("train", *small_market, *choice.split()), tmp_path / "run")
+    assert value is not None
+    assert 0 <= value <= 1
+
+
 def corners(parameters: dict[str, Any]) -> list[list[str]]:
     """Settings at the ends of every range and at every listed value: each value occurs at least once."""
     options = {}
