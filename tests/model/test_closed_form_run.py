@@ -11,12 +11,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
+from torch import Tensor
 
 from pipeline.datasets import ensure_prepared
 from pipeline.evaluating import load
 from pipeline.runs import Run
 from pipeline.training import train
 from towers.index.towers_onnx import export_item_tower, export_user_tower
+from towers.model.losses import sampled_softmax
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SETTINGS = ["data.generate.users=300", "data.generate.jobs=200", "data.generate.impressions=20000",
@@ -41,6 +43,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def untrained(folder: Path) -> Run:
     train(config(folder, "trainer.max_epochs=0"), folder / "untrained")
     return Run(folder / "untrained")
+
+
+def backwards(positive: Tensor, negative: Tensor, weight: Tensor, **settings: float) -> Tensor:
+    """A loss that wants the wrong thing."""
+    return -sampled_softmax(positive, negative, weight)
 
 
 def weights(run: Run) -> dict[str, Any]:
@@ -71,7 +78,7 @@ def test_a_refit_trains_no_epoch_either_and_sees_validation(untrained: Run, fold
 
 
 def test_training_that_only_hurts_keeps_its_start(untrained: Run, folder: Path) -> None:
-    run = config(folder, "trainer.max_epochs=1", "optimiser.learning_rate=0.5", "patience=null")
+    run = config(folder, "trainer.max_epochs=1", "optimiser.learning_rate=0.01", f"loss._target_={__name__}.backwards")
     value = train(run, folder / "worse")
     assert value == untrained.metrics["best"]
     worse = Run(folder / "worse")
