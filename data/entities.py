@@ -49,7 +49,11 @@ class Entities:
 def from_log(con: duckdb.DuckDBPyConnection, side: str) -> Entities:
     """The distinct ids of the log, where a side has no table of its own."""
     ids = con.sql(f"SELECT DISTINCT {side} AS id FROM log WHERE {side} IS NOT NULL ORDER BY id").to_arrow_table()["id"]
-    ids = ids.combine_chunks()
+    return only_ids(side, ids.combine_chunks())
+
+
+def only_ids(side: str, ids: pa.Array) -> Entities:
+    """Users or items of whom nothing else is known."""
     return Entities(ids, pa.table({c.USER if side == "user" else c.ITEM: ids}), counts={})
 
 

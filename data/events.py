@@ -6,7 +6,7 @@ split rules and history offsets are computed on whole users.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data import contexts
+from data.numbering import Numbering
 from data.sources import Source, literal, open_source, quote
 from data.spec import DatasetSpec, EventsSpec
 from towers.errors import ConfigError, DataError
@@ -32,6 +33,8 @@ _OFFSET = r":[0-9]{2}([.,][0-9]+)? ?(Z|z|UTC|GMT|[+-][0-9]{2}(:?[0-9]{2})?)$"
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 _NUMBERS = ("FLOAT", "DOUBLE", "HUGEINT", "UHUGEINT")
 _INT64_MAX = 2**63 - 1
+# What a column holds where the log has none; such columns are spared the way through the sort.
+_DEFAULTS = {c.TIME: np.int64(0), c.ACTION: np.int8(0), c.WEIGHT: np.float32(1), c.SPLIT: np.int8(0)}
 PLAUSIBLE_US = (-2_208_988_800_000_000, 4_102_444_800_000_000)  # 1900 … 2100
 
 
@@ -68,6 +71,10 @@ class Log:
     """The configured log: sources opened, types agreed, ready to be numbered and sorted.
 
     Creates the view ``log`` in ``con`` with columns user, item, time, action, weight, split, and those of the context.
+
+    Attributes:
+        numbering: rows of users, filled by ``sorted``, where users are the integer ids of the log. Else None, and the
+            table ``user_ids`` numbers them: strings sort so much slower than integers that a join is the cheaper way.
     """
 
     def __init__(self, con: duckdb.DuckDBPyConnection, spec: DatasetSpec, splits: tuple[str, ...]) -> None:
@@ -80,6 +87,7 @@ class Log:
             _check_zone(con, e.time.timezone)
         self.user_type = self._id_type(e.user)
         self.item_type = self._id_type(e.item)
+        self.numbering = Numbering() if self.user_type == "int64" and not spec.users.files else None
         con.execute(f"CREATE OR REPLACE TEMP VIEW log AS {self._union(positioned=False)}")
 
     def _id_type(self, column: str) -> str:
@@ -139,48 +147,69 @@ class Log:
         cases = " ".join(f"WHEN {literal(s)} THEN {i}" for i, s in enumerate(self.splits))
         return f"CASE {quote(self.spec.events.split)}::VARCHAR {cases} ELSE -1 END"
 
-    def _numbered(self, positioned: bool) -> str:
-        """The log with row numbers and the code of each row's first fault (0: none).
-
-        Needs the tables ``user_ids(user, row)`` and ``item_ids(item, row, expires)``, and, where there is a context,
-        ``context_ids`` (see ``contexts``).
-        """
+    def _faults(self) -> dict[str, str]:
+        """The faults that this log can have, with their conditions; a row has the first one that holds."""
+        spec, e = self.spec, self.spec.events
+        plausible = f" OR e.time NOT BETWEEN {PLAUSIBLE_US[0]} AND {PLAUSIBLE_US[1]}" if e.time else ""
         conditions = {
             "null_key": "e.user IS NULL OR e.item IS NULL",
-            "bad_time": f"e.time IS NULL OR e.time NOT BETWEEN {PLAUSIBLE_US[0]} AND {PLAUSIBLE_US[1]}"
-            if self.spec.events.time
-            else "e.time IS NULL",
-            "bad_weight": "e.weight IS NULL OR NOT isfinite(e.weight) OR e.weight < 0",
-            "unknown_action": "e.action < 0",
-            "unknown_split": "e.split < 0",
-            "unknown_user": "u.row IS NULL",
-            "unknown_item": "i.row IS NULL",
-            "after_expiry": "e.time >= i.expires" if self.spec.events.time else "FALSE",
+            "bad_time": f"e.time IS NULL{plausible}" if e.time or e.order else None,
+            "bad_weight": "e.weight IS NULL OR NOT isfinite(e.weight) OR e.weight < 0" if e.weight else None,
+            "unknown_action": "e.action < 0" if e.action else None,
+            "unknown_split": "e.split < 0" if e.split else None,
+            "unknown_user": "u.row IS NULL" if spec.users.files else None,
+            "unknown_item": "i.row IS NULL" if spec.items.files else None,
+            "after_expiry": "e.time >= i.expires" if e.time and spec.items.expires else None,
         }
-        cases = " ".join(f"WHEN {conditions[name]} THEN {code}" for name, code in FAULT_CODES.items())
-        log = f"({self._union(positioned=True)})" if positioned else "log"
-        more = "".join(f", e._{name}" for name in self.raw) + ", e._file, e._row" if positioned else ""
-        join = ""
+        return {name: condition for name, condition in conditions.items() if condition}
+
+    def _columns(self) -> dict[str, str]:
+        """The columns of ``Events`` that vary, in the order in which they sort the log."""
+        there = {"user", "item", *self.raw} | ({"split"} if self.sources[0][0] else set())
+        columns = {
+            "user": "e.user" if self.numbering else "coalesce(u.row, -1)",
+            "split": "e.split",
+            "time": "coalesce(e.time, 0)",
+            "item": "coalesce(i.row, -1)",
+            "action": "e.action",
+            "context": "x.row",
+            "weight": "coalesce(e.weight, 0)",
+        }
         if self.spec.context.features:
-            more = f", x.row AS context_row{more}"
-            join = f" LEFT JOIN context_ids x ON {contexts.join_sql(self.spec.context, 'e', 'x')}"
-        return f"""SELECT coalesce(u.row, -1) AS user_row, coalesce(i.row, -1) AS item_row, coalesce(e.time, 0) AS time,
-            e.action, coalesce(e.weight, 0) AS weight, e.split, (CASE {cases} ELSE 0 END)::TINYINT AS fault{more}
-            FROM {log} e LEFT JOIN user_ids u ON e.user = u.user LEFT JOIN item_ids i ON e.item = i.item{join}"""
+            there.add("context")
+        return {name: sql for name, sql in columns.items() if name in there}
+
+    def _numbered(self, columns: Mapping[str, str], positioned: bool = False) -> str:
+        """Columns of the log, and the code of each row's first fault (0: none).
+
+        Needs the table ``item_ids(item, row, expires)``; ``user_ids(user, row)`` where ``numbering`` is None; and
+        ``context_ids`` (see ``contexts``) where there is a context.
+        """
+        cases = " ".join(f"WHEN {condition} THEN {FAULT_CODES[name]}" for name, condition in self._faults().items())
+        values = "".join(f"{sql} AS {quote(name)}, " for name, sql in columns.items())
+        log = f"({self._union(positioned=True)})" if positioned else "log"
+        joins = "" if self.numbering else " LEFT JOIN user_ids u ON e.user = u.user"
+        if self.spec.context.features:
+            joins += f" LEFT JOIN context_ids x ON {contexts.join_sql(self.spec.context, 'e', 'x')}"
+        return f"""SELECT {values}(CASE {cases} ELSE 0 END)::TINYINT AS fault
+            FROM {log} e LEFT JOIN item_ids i ON e.item = i.item{joins}"""
 
     def sorted(self, rows: int = 1 << 20) -> Iterator[tuple[Events, NDArray[np.int8]]]:
         """Batches of (rows, fault codes), by (user, split, time, item, action, context) and weight: a total order."""
-        weight = ", weight DESC" if self.spec.events.weight else ""
-        context = ", context_row" if self.spec.context.features else ""
-        query = f"{self._numbered(False)} ORDER BY user_row, split, time, item_row, action{context}{weight}"
-        for batch in self.con.sql(query).to_arrow_reader(rows):
-            columns = [batch.column(i).to_numpy(zero_copy_only=False) for i in range(batch.num_columns)]
-            yield Events(*columns[:6], *columns[7:]), columns[6]
+        columns = self._columns()
+        order = ", ".join(f"{i} DESC" if name == "weight" else f"{i} NULLS LAST" for i, name in enumerate(columns, 1))
+        for batch in self.con.sql(f"{self._numbered(columns)} ORDER BY {order}").to_arrow_reader(rows):
+            arrays = {name: np.full(len(batch), value) for name, value in _DEFAULTS.items() if name not in columns}
+            if self.numbering:
+                arrays["user"] = self.numbering.rows(batch["user"])
+            for name in columns.keys() - arrays.keys():
+                arrays[name] = batch[name].to_numpy(zero_copy_only=False)
+            yield Events(**arrays), batch["fault"].to_numpy(zero_copy_only=False)
 
     def reject(self, fault: str, folder: Path) -> str:
         """Write all rows with this fault, as they are, to ``folder/FAULT.parquet``; say where the first one is."""
-        raw = ", ".join(f"_{name} AS {name}" for name in self.raw)
-        query = f"SELECT {raw}, _file AS file, _row AS row FROM ({self._numbered(True)}) WHERE fault = "
+        columns = {name: f"e._{name}" for name in self.raw} | {"file": "e._file", "row": "e._row"}
+        query = f"SELECT * EXCLUDE (fault) FROM ({self._numbered(columns, positioned=True)}) WHERE fault = "
         folder.mkdir(parents=True, exist_ok=True)
         path = literal(str(folder / f"{fault}.parquet"))
         self.con.execute(f"COPY ({query}{FAULT_CODES[fault]} ORDER BY file, row) TO {path} (FORMAT parquet)")

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from data import contexts, entities
 from data.events import Log, id_sql, id_type
 from data.files import File, resolve, unregister
+from data.numbering import Numbering
 from data.sources import READ_ERRORS, open_source, unreadable
 from data.spec import CANDIDATES, DatasetSpec, TaskSpec
 from data.stream import Progress, Stream
@@ -103,19 +104,16 @@ def _prepare(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, out: Path, mark:
     names = spec.split_names
     progress("reading users and items", 0.0)
     log = Log(con, spec, names)
-    users, items = (
-        entities.read(con, side, spec.source, name, kind, spec.faults, spec.events.time)
-        if side.files
-        else entities.from_log(con, name)
-        for name, side, kind in (("user", spec.users, log.user_type), ("item", spec.items, log.item_type))
-    )
-    _number(con, "user", users)
-    _number(con, "item", items)
+    users = log.numbering or _side(con, "user", spec, log)
+    items = _side(con, "item", spec, log)
     requests = contexts.number(con, spec.context) if spec.context.features else None
     progress("sorting the log", 0.1)
     stream = Stream(con, spec, log, users, items, out, requests)
     stream.run(progress)
     counts, rejected = stream.check()
+    if isinstance(users, Numbering):
+        users = entities.only_ids("user", users.ids)
+        _number(con, "user", users)
 
     progress("encoding features", 0.8)
     schema = _schema(spec, log)
@@ -149,6 +147,17 @@ def _prepare(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, out: Path, mark:
         },
     )
     progress("done", 1.0)
+
+
+def _side(con: duckdb.DuckDBPyConnection, side: str, spec: DatasetSpec, log: Log) -> entities.Entities:
+    """A side's table, or the ids of the log; also as the table ``SIDE_ids``."""
+    block, kind = (spec.users, log.user_type) if side == "user" else (spec.items, log.item_type)
+    if block.files:
+        ents = entities.read(con, block, spec.source, side, kind, spec.faults, spec.events.time)
+    else:
+        ents = entities.from_log(con, side)
+    _number(con, side, ents)
+    return ents
 
 
 def _number(con: duckdb.DuckDBPyConnection, side: str, ents: entities.Entities) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from data import entities, splits
 from data.events import FAULT_CODES, PLAUSIBLE_US, Events, Log
 from data.histories import history_ends, stage
+from data.numbering import Numbering
 from data.spec import DatasetSpec, Limit
 from data.writer import Parts
 from towers.errors import DataError
@@ -33,23 +34,25 @@ class Stream:
         con: duckdb.DuckDBPyConnection,
         spec: DatasetSpec,
         log: Log,
-        users: entities.Entities,
+        users: entities.Entities | Numbering,
         items: entities.Entities,
         out: Path,
         contexts: entities.Entities | None = None,
     ) -> None:
         self.con, self.spec, self.log, self.out = con, spec, log, out
+        self.users, self.items = users, items
         self.group = np.arange(len(items.ids)) if items.group is None else items.group.to_numpy()
         self.weights = np.array([a.weight for a in spec.actions], np.float32)
         self.eligible = np.array([a.history for a in spec.actions])
         self.examples, self.history = Parts(out, "examples"), Parts(out, "history")
-        self.ids = users.ids, items.ids
         self.repeated = Parts(out, "rejected", name="duplicate")
-        self.user_events = np.zeros(len(users.ids), np.int64)
+        self._user_events: list[tuple[int, NDArray[np.int64]]] = []  # first user row, training events from there on
         self.item_events = np.zeros(len(items.ids), np.int64)
         self.context_events = np.zeros(0 if contexts is None else len(contexts.ids), np.int64)
-        self.faults: Counter[str] = Counter({**(users.counts or {})})
-        self.faults.update(items.counts or {})
+        self.faults: Counter[str] = Counter()
+        for side in (users, items):
+            if isinstance(side, entities.Entities):
+                self.faults.update(side.counts or {})
         self.by_split: Counter[str] = Counter()
         self.rows = 0
         self.first, self.last = np.iinfo(np.int64).max, np.iinfo(np.int64).min
@@ -122,7 +125,9 @@ class Stream:
         weight = self.weights[events.action] * events.weight
         self._write(events, split, stages, weight, ends, eligible)
         train = (split == splits.TRAIN) & (weight > 0)
-        self.user_events += np.bincount(events.user[train], minlength=len(self.user_events))
+        if train.any():
+            first = int(events.user[0])
+            self._user_events.append((first, np.bincount(events.user[train] - first)))
         self.item_events += np.bincount(events.item[train], minlength=len(self.item_events))
         if events.context is not None:
             self.context_events += np.bincount(events.context[train], minlength=len(self.context_events))
@@ -131,6 +136,14 @@ class Stream:
         if len(events):
             self.first = min(self.first, int(events.time.min()))
             self.last = max(self.last, int(events.time.max()))
+
+    @property
+    def user_events(self) -> NDArray[np.int64]:
+        """``[users]`` positive training events, by row."""
+        out = np.zeros(len(self.users.ids), np.int64)
+        for first, counts in self._user_events:
+            out[first : first + len(counts)] = counts
+        return out
 
     def _without_duplicates(self, e: Events) -> Events:
         same = np.zeros(len(e), bool)
@@ -146,8 +159,8 @@ class Stream:
 
     def _set_aside(self, e: Events) -> None:
         """Write repeated rows to ``rejected/duplicate.parquet``."""
-        users, items = self.ids
-        columns: dict[str, Any] = {c.USER: users.take(pa.array(e.user)), c.ITEM: items.take(pa.array(e.item))}
+        users, items = self.users.ids.take(pa.array(e.user)), self.items.ids.take(pa.array(e.item))
+        columns: dict[str, Any] = {c.USER: users, c.ITEM: items}
         if self.spec.events.clock != "none":
             columns[c.TIME] = self._times(e)
         names = pa.array([a.name for a in self.spec.actions])
