@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.events import id_sql, id_type, timestamp_sql
 from data.sources import Source, literal, open_source, quote
 from data.spec import ContextSpec, EntitySpec, Limit, ListSpec, TimeSpec
+from data.values import id_sql, id_type, timestamp_sql
 from towers.errors import DataError
 from towers.features import Kind
 from towers.features import columns as c

@@ -27,12 +27,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data import contexts, entities
-from data.events import Log, id_sql, id_type
+from data.events import Log
 from data.files import File, resolve, unregister
 from data.numbering import Numbering
 from data.sources import READ_ERRORS, open_source, unreadable
 from data.spec import CANDIDATES, DatasetSpec, TaskSpec
 from data.stream import Progress, Stream
+from data.values import id_sql, id_type
 from data.writer import FORMAT_VERSION, atomic_folder, describe_files, write_json
 from towers.errors import ConfigError, DataError
 from towers.features import Featurizer, Schema, share_vocabularies

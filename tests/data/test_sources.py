@@ -8,9 +8,9 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from data.events import id_type, timestamp_sql
 from data.files import unregister
 from data.sources import Source, open_source
+from data.values import id_type, timestamp_sql
 from tests.data.worlds import write
 from towers.errors import ConfigError, DataError
 
