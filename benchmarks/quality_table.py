@@ -1,0 +1,104 @@
+"""The record of measured quality (``results/quality.json``), and the page made of it (``docs/results.md``)."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.protocols import PROTOCOLS
+
+RESULTS = Path(__file__).parent / "results" / "quality.json"
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+SHOWN = ("recall@10", "recall@20", "recall@100", "ndcg@10", "ndcg@20")
+KINDS = ("baseline", "closed form", "trained")
+
+Row = dict[str, Any]
+_HEAD = """# Results
+
+Every method on every protocol, measured by `python benchmarks/quality.py [PROTOCOL …] [--all] [--seeds N]` from the
+committed experiment of that name. Everything was chosen on validation; each row read test once. Full ranking; recall is
+hits / number of targets. One seed: the 95 % bootstrap interval over queries; several: mean ± standard deviation over
+seeds. All rows were scored a second time by the protocol's own evaluator, where there is one (largest difference
+{difference:.0e}). Seconds are for preparing, training, refitting and evaluating on 2 cores. In **bold** the method that
+is chosen for the protocol. Commands, versions and data hashes:
+[`benchmarks/results/quality.json`](../benchmarks/results/quality.json).
+"""
+
+
+def read() -> list[Row]:
+    """All recorded rows."""
+    rows: list[Row] = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    return rows
+
+
+def record(rows: list[Row]) -> Path:
+    """Add rows to the record, each in place of an older one of its experiment, seed and variant; rewrite the page."""
+    latest = {_key(row): row for row in [*read(), *rows]}
+    order = list(PROTOCOLS)
+    kept = sorted(latest.values(), key=lambda r: (order.index(r["protocol"]), r["quick"], KINDS.index(r["kind"]),
+                                                  r["experiment"], r["seed"]))  # fmt: skip
+    RESULTS.write_text(json.dumps({"rows": kept}, indent=1) + "\n")
+    PAGE.write_text(page(kept))
+    return PAGE
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return row["protocol"], row["experiment"], row["seed"], row["quick"]
+
+
+def page(rows: list[Row]) -> str:
+    """The rows as Markdown, a table for each protocol."""
+    differences = [t["disagreement"] for r in rows for t in r["tasks"].values() if t["disagreement"] is not None]
+    parts = [_HEAD.format(difference=max(differences, default=0.0))]
+    for name, protocol in PROTOCOLS.items():
+        mine = [r for r in rows if r["protocol"] == name]
+        if not mine:
+            continue
+        how = "refitted on train + validation" if protocol.refit else "not refitted"
+        parts.append(f"## `{name}` ({protocol.folder or 'by time'}; {how})\n")
+        for task in protocol.tasks:
+            if len(protocol.tasks) > 1:
+                parts.append(f"Task `{task}`:\n")
+            parts.append(_table(mine, task) + "\n")
+    return "\n".join(parts)
+
+
+def _table(rows: list[Row], task: str) -> str:
+    apart = any(len(r["tasks"][task].get("targets", {})) > 1 for r in rows)
+    head = ["experiment", "kind", *SHOWN, *(["recall@20 by target"] if apart else []), "valid", "seeds", "seconds",
+            "commit"]  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    groups: dict[tuple[str, bool], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["experiment"], row["quick"]].append(row)
+    for (experiment, quick), seeds in groups.items():
+        first = seeds[0]
+        name = f"**`{experiment}`**" if first["chosen"] else f"`{experiment}`"
+        targets = first["tasks"][task].get("targets", {})
+        cells = [
+            name + (" (quick)" if quick else ""),
+            first["kind"],
+            *(_cell([r["tasks"][task]["metrics"][metric] for r in seeds]) for metric in SHOWN),
+            *([", ".join(f"{label} {part['recall@20']:.4f}" for label, part in targets.items())] if apart else []),
+            _valid(seeds),
+            str(len(seeds)),
+            f"{statistics.mean(r['seconds'] for r in seeds):.0f}",
+            first["git_sha"][:7] + (" (changed)" if any(r["git_dirty"] for r in seeds) else ""),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(metrics: list[dict[str, float]]) -> str:
+    values = [m["value"] for m in metrics]
+    if len(values) > 1:
+        return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+    return f"{values[0]:.4f} ({metrics[0]['low']:.4f} to {metrics[0]['high']:.4f})"
+
+
+def _valid(rows: list[Row]) -> str:
+    values = [r["valid"]["value"] for r in rows if r["valid"]["value"] is not None]
+    return f"{rows[0]['valid']['metric']} {statistics.mean(values):.4f}" if values else ""
