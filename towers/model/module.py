@@ -28,7 +28,7 @@ from towers.model.losses import Loss, sampled_softmax
 from towers.model.negatives import MakeSampler
 from towers.model.optimisers import OptimiserSettings
 from towers.model.tables import FeatureTable
-from towers.model.two_tower import TwoTower
+from towers.model.two_tower import RetrievalModel
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Retrieval(pl.LightningModule):
 
     def __init__(
         self,
-        model: TwoTower,
+        model: RetrievalModel,
         data: TrainingData,
         *,
         sampler: MakeSampler,
@@ -159,12 +159,12 @@ class Retrieval(pl.LightningModule):
     def embed_users(self, batch: Batch) -> Tensor:
         """``[B, D]`` with gradients. Items of histories are encoded once for each batch, however often they occur."""
         history = None
-        if self.model.pooling is not None:
+        if self.model.history_dim:
             rows, place = batch.history.unique(return_inverse=True)  # -1 comes first, and is masked
             vectors = self.model.history_inputs(self.items(rows.clamp(min=0)))
             history = history_of(batch, vectors, place)
         context = None if batch.context is None else self.contexts(batch.context)
-        return self.model.embed_users(self.users(batch.user), history, context)
+        return self.model.embed_users(self.users(batch.user), history, context, batch.action)
 
     def embed_items(self, positives: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, D]`` and ``[N, D]`` with gradients; each item once if the draw holds the positives."""

@@ -13,78 +13,30 @@ from torch import Tensor, nn
 
 from towers.errors import ConfigError
 from towers.features import FeatureInfo, Kind
+from towers.model.heads import Heads, HeadSettings
 from towers.model.history import HistoryInputs, HistoryPooling, HistorySettings
 from towers.model.similarity import Similarity
 from towers.model.tower import Inputs, Tower, TowerSettings
 
 
-class TwoTower(nn.Module):
-    """Query tower over users (with their histories and the request's context), candidate tower over items.
-
-    Args:
-        user_infos: fitted user features.
-        item_infos: fitted item features.
-        context_infos: fitted context features; the user tower reads them.
-        n_actions: number of action codes in histories.
-        dim: ``D``.
-        similarity: how the two sides are compared.
-        user: shape of the user tower.
-        item: shape of the item tower.
-        history: how histories are pooled.
+class RetrievalModel(nn.Module):
+    """What training, evaluation and export know of a model.
 
     Attributes:
         dim: ``D``.
-        history_dim: ``H``; 0 without histories.
-        user_features: the user features that are read; ``context_features`` and ``item_features`` likewise.
-
-    Raises:
-        ConfigError: with all problems of the settings at once.
+        history_dim: ``H``; 0 if no history is read.
+        n_actions: number of action codes in histories.
+        similarity: what the inner product of the two sides means.
+        user_infos: the user features that are read; ``item_infos`` and ``context_infos`` likewise.
     """
 
-    def __init__(
-        self,
-        user_infos: Sequence[FeatureInfo],
-        item_infos: Sequence[FeatureInfo],
-        context_infos: Sequence[FeatureInfo] = (),
-        n_actions: int = 1,
-        *,
-        dim: int = 64,
-        similarity: Similarity | None = None,
-        user: TowerSettings | None = None,
-        item: TowerSettings | None = None,
-        history: HistorySettings | None = None,
-    ) -> None:
-        super().__init__()
-        user, item = user or TowerSettings(), item or TowerSettings()
-        history = history or HistorySettings()
-        self.user_infos = tuple(i for i in user_infos if user.reads(i))
-        self.item_infos = tuple(i for i in item_infos if item.reads(i))
-        self.context_infos = tuple(i for i in context_infos if user.reads(i))
-        known = [{i.name for i in (*user_infos, *context_infos)}, {i.name for i in item_infos}]
-        if problems := [
-            *_problems("user", user, (*self.user_infos, *self.context_infos), known[0], dim, history.pooling != "none"),
-            *_problems("item", item, self.item_infos, known[1], dim, False),
-            *_history_problems(user, item, history, dim, bool(self.user_infos or self.context_infos)),
-            *_sharing_problems((*self.user_infos, *self.context_infos), user, item, self.item_infos, dim),
-        ]:
-            raise ConfigError("the model cannot be built:\n" + "\n".join(f"  - {p}" for p in problems))
-        self.dim = dim
-        self.similarity = similarity or Similarity()
-        self.item_inputs = Inputs(self.item_infos, item, item.encoders.dim or dim)
-        self.item_tower = Tower(self.item_inputs.dim, dim, item)
-        self.pooling: HistoryPooling | None = None
-        self.history_dim = 0
-        self.history_item_inputs: Inputs | None = None  # None: the item tower's own
-        if history.pooling != "none":
-            if history.table == "separate":
-                self.history_item_inputs = Inputs(self.item_infos, item, item.encoders.dim or dim)
-            self.history_dim = self.item_inputs.dim
-            self.pooling = HistoryPooling(history, self.history_dim, n_actions)
-        infos = (*self.user_infos, *(_named("context.", i) for i in self.context_infos))
-        extra = [self.history_dim] if self.pooling is not None else []
-        shared = {i.name: self.item_inputs.encoder(name) for i, name in _shared(infos, user, self.item_infos)}
-        self.user_inputs = Inputs(infos, user, user.encoders.dim or dim, extra, shared)
-        self.user_tower = Tower(self.user_inputs.dim, dim, user)
+    dim: int
+    history_dim: int
+    n_actions: int
+    similarity: Similarity
+    user_infos: tuple[FeatureInfo, ...]
+    item_infos: tuple[FeatureInfo, ...]
+    context_infos: tuple[FeatureInfo, ...]
 
     @property
     def user_features(self) -> tuple[str, ...]:
@@ -106,20 +58,21 @@ class TwoTower(nn.Module):
         features: Mapping[str, Tensor],
         history: HistoryInputs | None = None,
         context: Mapping[str, Tensor] | None = None,
+        action: Tensor | None = None,
     ) -> Tensor:
         """Query embeddings.
 
         Args:
             features: ``[B]`` or ``[B, w]`` encoded user features by name.
-            history: needed if the model pools histories.
+            history: needed if the model reads histories.
             context: ``[B]`` or ``[B, w]`` encoded context features by name.
+            action: ``[B]`` codes of the actions to be predicted, in training, for models that tell them apart; None:
+                what is served.
 
         Returns:
             ``[B, D]``, of unit length if the similarity is a cosine.
         """
-        extra = [] if self.pooling is None or history is None else [self.pooling(history)]
-        both = {**features, **{f"context.{k}": v for k, v in (context or {}).items()}}
-        return self.similarity.normalise(self.user_tower(self.user_inputs(both, extra)))
+        raise NotImplementedError
 
     def embed_items(self, features: Mapping[str, Tensor]) -> Tensor:
         """Candidate embeddings.
@@ -130,7 +83,7 @@ class TwoTower(nn.Module):
         Returns:
             ``[N, D]``, of unit length if the similarity is a cosine.
         """
-        return self.similarity.normalise(self.item_tower(self.item_inputs(features)))
+        raise NotImplementedError
 
     def history_inputs(self, features: Mapping[str, Tensor]) -> Tensor:
         """What items contribute when they stand in a history.
@@ -141,6 +94,115 @@ class TwoTower(nn.Module):
         Returns:
             ``[N, H]``.
         """
+        raise NotImplementedError
+
+    def truncate(self, dim: int) -> None:
+        """From now on, embeddings are their first ``dim`` dimensions, normalised again: see ``matryoshka`` in training.
+
+        Raises:
+            ConfigError: there are not so many, or the model's vectors have no prefixes.
+        """
+        raise ConfigError(f"dim={dim}: the vectors of this kind of model cannot be cut; leave dim out")
+
+
+class TwoTower(RetrievalModel):
+    """Query tower over users (with their histories and the request's context), candidate tower over items.
+
+    Args:
+        user_infos: fitted user features.
+        item_infos: fitted item features.
+        context_infos: fitted context features; the user tower reads them.
+        n_actions: number of action codes in histories.
+        dim: ``D``.
+        similarity: how the two sides are compared.
+        user: shape of the user tower.
+        item: shape of the item tower.
+        history: how histories are pooled.
+        heads: a query for each action in training; None: one for all.
+
+    Raises:
+        ConfigError: with all problems of the settings at once.
+    """
+
+    def __init__(
+        self,
+        user_infos: Sequence[FeatureInfo],
+        item_infos: Sequence[FeatureInfo],
+        context_infos: Sequence[FeatureInfo] = (),
+        n_actions: int = 1,
+        *,
+        dim: int = 64,
+        similarity: Similarity | None = None,
+        user: TowerSettings | None = None,
+        item: TowerSettings | None = None,
+        history: HistorySettings | None = None,
+        heads: HeadSettings | None = None,
+    ) -> None:
+        super().__init__()
+        user, item = user or TowerSettings(), item or TowerSettings()
+        history = history or HistorySettings()
+        self.user_infos = tuple(i for i in user_infos if user.reads(i))
+        self.item_infos = tuple(i for i in item_infos if item.reads(i))
+        self.context_infos = tuple(i for i in context_infos if user.reads(i))
+        known = [{i.name for i in (*user_infos, *context_infos)}, {i.name for i in item_infos}]
+        if problems := [
+            *_problems("user", user, (*self.user_infos, *self.context_infos), known[0], dim, history.pooling != "none"),
+            *_problems("item", item, self.item_infos, known[1], dim, False),
+            *_history_problems(user, item, history, dim, bool(self.user_infos or self.context_infos)),
+            *_sharing_problems((*self.user_infos, *self.context_infos), user, item, self.item_infos, dim),
+        ]:
+            raise ConfigError("the model cannot be built:\n" + "\n".join(f"  - {p}" for p in problems))
+        self.dim, self.n_actions = dim, n_actions
+        self.similarity = similarity or Similarity()
+        self.item_inputs = Inputs(self.item_infos, item, item.encoders.dim or dim)
+        self.item_tower = Tower(self.item_inputs.dim, dim, item)
+        self.pooling: HistoryPooling | None = None
+        self.history_dim = 0
+        self.history_item_inputs: Inputs | None = None  # None: the item tower's own
+        if history.pooling != "none":
+            if history.table == "separate":
+                self.history_item_inputs = Inputs(self.item_infos, item, item.encoders.dim or dim)
+            self.history_dim = self.item_inputs.dim
+            self.pooling = HistoryPooling(history, self.history_dim, n_actions)
+        infos = (*self.user_infos, *(_named("context.", i) for i in self.context_infos))
+        extra = [self.history_dim] if self.pooling is not None else []
+        shared = {i.name: self.item_inputs.encoder(name) for i, name in _shared(infos, user, self.item_infos)}
+        self.user_inputs = Inputs(infos, user, user.encoders.dim or dim, extra, shared)
+        self.user_tower = Tower(self.user_inputs.dim, dim, user)
+        self.heads = None if heads is None else Heads(heads, dim, n_actions)
+
+    def embed_users(
+        self,
+        features: Mapping[str, Tensor],
+        history: HistoryInputs | None = None,
+        context: Mapping[str, Tensor] | None = None,
+        action: Tensor | None = None,
+    ) -> Tensor:
+        """``[B, D]``: features and the pooled history, fused, through the user tower."""
+        extra = [] if self.pooling is None or history is None else [self.pooling(history)]
+        both = {**features, **{f"context.{k}": v for k, v in (context or {}).items()}}
+        query: Tensor = self.user_tower(self.user_inputs(both, extra))
+        if self.heads is not None:
+            cosine = self.similarity.kind == "cosine"
+            query = self.heads.served(query, cosine) if action is None else self.heads.of_action(query, action)
+        return self._finish(query)
+
+    def embed_items(self, features: Mapping[str, Tensor]) -> Tensor:
+        """``[N, D]``: features, fused, through the item tower."""
+        return self._finish(self.item_tower(self.item_inputs(features)))
+
+    def truncate(self, dim: int) -> None:
+        """Cut embeddings to their first ``dim`` dimensions."""
+        if not 1 <= dim <= self.dim:
+            raise ConfigError(f"dim={dim}: the run's vectors have {self.dim} dimensions; give 1 to {self.dim}")
+        self.dim = dim
+
+    def _finish(self, vectors: Tensor) -> Tensor:
+        """``[n, ·]`` → ``[n, D]``."""
+        return self.similarity.normalise(vectors[..., : self.dim])
+
+    def history_inputs(self, features: Mapping[str, Tensor]) -> Tensor:
+        """``[N, H]``: features, fused, as the item tower does it or by inputs of their own."""
         inputs = self.item_inputs if self.history_item_inputs is None else self.history_item_inputs
         out: Tensor = inputs(features)
         return out
