@@ -12,11 +12,14 @@ from data.module import RetrievalData
 from data.prepared import PreparedDataset
 from data.settings import strict
 from pipeline.console import progress
+from towers.errors import ConfigError
 from towers.model.baselines.baseline import Baseline
+from towers.model.blocks import Blocks
 from towers.model.closed_form.factors import assign
 from towers.model.closed_form.interactions import Interactions
 from towers.model.module import Retrieval, TrainingData
 from towers.model.tables import FeatureTable
+from towers.model.two_tower import RetrievalModel, TwoTower
 
 
 def datamodule(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
@@ -67,9 +70,21 @@ def baseline(config: DictConfig) -> Baseline | None:
 
 def initialise(config: DictConfig, module: Retrieval, dataset: PreparedDataset) -> None:
     """Give an untrained module the weights of the closed form named by ``init``."""
-    with progress("initialise") as tell:
-        factors = hydra.utils.instantiate(config.init)(interactions(dataset), module.model.dim, progress=tell)
-    assign(module.model, factors, module.items)
+    known = interactions(dataset)
+    for part, init in _initialised(config, module.model):
+        with progress("initialise") as tell:
+            factors = hydra.utils.instantiate(init)(known, part.dim, progress=tell)
+        assign(part, factors, module.items.select(part.item_features))
+
+
+def _initialised(config: DictConfig, model: RetrievalModel) -> list[tuple[TwoTower, DictConfig]]:
+    """What is initialised, and how: the model by ``init``, or some of its blocks by ``init.NAME``."""
+    if isinstance(model, Blocks):
+        if "_target_" in config.init:
+            raise ConfigError("init must say which block it is for: /init@init.BLOCK in the experiment's defaults")
+        return [(model.block(str(name)), init) for name, init in config.init.items()]
+    assert isinstance(model, TwoTower)
+    return [(model, config.init)]
 
 
 def interactions(dataset: PreparedDataset) -> Interactions:

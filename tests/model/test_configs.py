@@ -10,17 +10,17 @@ from hydra.utils import instantiate
 
 from tests.model.helpers import infos
 from towers.index.towers_onnx import export_item_tower
-from towers.model.two_tower import TwoTower
+from towers.model.two_tower import RetrievalModel
 
 FOLDER = Path(__file__).parents[2] / "configs"
 NAMES = sorted(p.stem for p in (FOLDER / "model").glob("*.yaml") if "towers.model.baselines" not in p.read_text())
 
 
-def build(name: str, *overrides: str) -> TwoTower:
+def build(name: str, *overrides: str) -> RetrievalModel:
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         config = compose(overrides=[f"+model={name}", *overrides])
     model = instantiate(config.model)(infos(), infos(), infos()[1:2], 2)
-    assert isinstance(model, TwoTower)
+    assert isinstance(model, RetrievalModel)
     return model
 
 

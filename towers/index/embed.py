@@ -32,7 +32,7 @@ def item_embeddings(embedder: Embedder, rows: NDArray[np.int64] | None = None) -
 
 def history_table(embedder: Embedder) -> NDArray[np.float32] | None:
     """``[I, H]`` float32: what each item contributes to a history; None if the model reads no histories."""
-    return _array(embedder.history_table()) if embedder.model.pooling is not None else None
+    return _array(embedder.history_table()) if embedder.model.history_dim else None
 
 
 def query_embeddings(embedder: Embedder, batches: Any) -> NDArray[np.float32]:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from towers.errors import BundleError
 from towers.features import FeatureInfo
 from towers.model.history import HistoryInputs
-from towers.model.two_tower import TwoTower
+from towers.model.two_tower import RetrievalModel
 
 OPSET = 17
 LIMIT = 2**31 - 1  # bytes in one protobuf message
@@ -53,41 +53,41 @@ class _Graph(nn.Module):
 class UserGraph(_Graph):
     """The user tower as the exporter wants it."""
 
-    def __init__(self, model: TwoTower) -> None:
+    def __init__(self, model: RetrievalModel) -> None:
         super().__init__()
         self.model = model
         features = [f"user.{n}" for n in model.user_features] + [f"context.{n}" for n in model.context_features]
-        self.names = (*features, *(_HISTORY if model.pooling is not None else ()))
+        self.names = (*features, *(_HISTORY if model.history_dim else ()))
         self.outputs = ("embedding",)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Inputs in the order of ``names`` → ``[B, D]``."""
         by_name = dict(zip(self.names, inputs, strict=True))
-        history = HistoryInputs(*(by_name[n] for n in _HISTORY)) if self.model.pooling is not None else None
+        history = HistoryInputs(*(by_name[n] for n in _HISTORY)) if self.model.history_dim else None
         return self.model.embed_users(_side(by_name, "user."), history, _side(by_name, "context."))
 
 
 class ItemGraph(_Graph):
     """The item tower as the exporter wants it."""
 
-    def __init__(self, model: TwoTower) -> None:
+    def __init__(self, model: RetrievalModel) -> None:
         super().__init__()
         self.model = model
         self.names = tuple(f"item.{n}" for n in model.item_features)
-        self.outputs = ("embedding", *(("history_input",) if model.pooling is not None else ()))
+        self.outputs = ("embedding", *(("history_input",) if model.history_dim else ()))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Inputs in the order of ``names`` → ``[N, D]``, and ``[N, H]`` if the model reads histories."""
         features = _side(dict(zip(self.names, inputs, strict=True)), "item.")
         embedding = self.model.embed_items(features)
-        return (embedding,) if self.model.pooling is None else (embedding, self.model.history_inputs(features))
+        return (embedding,) if not self.model.history_dim else (embedding, self.model.history_inputs(features))
 
 
 def _side(by_name: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in by_name.items() if k.startswith(prefix)}
 
 
-def export_user_tower(model: TwoTower) -> bytes:
+def export_user_tower(model: RetrievalModel) -> bytes:
     """The user tower as one ONNX file, checked against torch.
 
     Raises:
@@ -96,7 +96,7 @@ def export_user_tower(model: TwoTower) -> bytes:
     return _checked(UserGraph(model), model)
 
 
-def export_item_tower(model: TwoTower) -> bytes:
+def export_item_tower(model: RetrievalModel) -> bytes:
     """The item tower as one ONNX file, checked against torch.
 
     Raises:
@@ -105,7 +105,7 @@ def export_item_tower(model: TwoTower) -> bytes:
     return _checked(ItemGraph(model), model)
 
 
-def _checked(graph: _Graph, model: TwoTower) -> bytes:
+def _checked(graph: _Graph, model: RetrievalModel) -> bytes:
     was = model.training
     device = next(model.parameters()).device
     graph.eval().cpu()
@@ -117,7 +117,7 @@ def _checked(graph: _Graph, model: TwoTower) -> bytes:
     return file
 
 
-def _export(graph: _Graph, model: TwoTower) -> bytes:
+def _export(graph: _Graph, model: RetrievalModel) -> bytes:
     size = sum(p.numel() * p.element_size() for p in graph.parameters())
     if size > LIMIT:
         raise BundleError(
@@ -151,7 +151,7 @@ def _with_all_inputs(file: bytes, example: Arrays) -> bytes:
     return out
 
 
-def parity(graph: _Graph, model: TwoTower, file: bytes, tolerance: float = 1e-5) -> float:
+def parity(graph: _Graph, model: RetrievalModel, file: bytes, tolerance: float = 1e-5) -> float:
     """Compare ONNX Runtime with torch on random inputs: one row and many, histories of length 0, 1 and long.
 
     Args:
@@ -189,7 +189,7 @@ def parity(graph: _Graph, model: TwoTower, file: bytes, tolerance: float = 1e-5)
     return worst
 
 
-def random_inputs(graph: _Graph, model: TwoTower, rows: int, length: int, seed: int) -> Arrays:
+def random_inputs(graph: _Graph, model: RetrievalModel, rows: int, length: int, seed: int) -> Arrays:
     """Plausible inputs of a graph: every kind of feature, lists with padding, histories with gaps and empty ones."""
     rng = np.random.default_rng(seed)
     by_name: dict[str, FeatureInfo] = {}
@@ -201,9 +201,9 @@ def random_inputs(graph: _Graph, model: TwoTower, rows: int, length: int, seed: 
     for prefix, infos in sides:
         by_name |= {prefix + i.name: i for i in infos}
     out = {n: _random(by_name[n], rows, rng) for n in graph.names if n not in _HISTORY}
-    if model.pooling is not None and "history.mask" in graph.names:
+    if model.history_dim and "history.mask" in graph.names:
         mask = np.arange(length) < rng.integers(0, length + 1, (rows, 1))  # some users have none
-        actions = model.pooling.n_actions
+        actions = model.n_actions
         out["history.vectors"] = rng.standard_normal((rows, length, model.history_dim)).astype(np.float32)
         out["history.mask"] = mask
         out["history.action"] = np.where(mask, rng.integers(0, actions, (rows, length)), 0)

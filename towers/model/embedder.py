@@ -14,7 +14,7 @@ from torch import Tensor
 from towers.features import Batch
 from towers.model.history import HistoryInputs
 from towers.model.tables import FeatureTable
-from towers.model.two_tower import TwoTower
+from towers.model.two_tower import RetrievalModel
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
@@ -49,7 +49,7 @@ class Embedder:
 
     def __init__(
         self,
-        model: TwoTower,
+        model: RetrievalModel,
         users: FeatureTable,
         items: FeatureTable,
         block: int = 8192,
@@ -85,7 +85,7 @@ class Embedder:
         Args:
             batches: batches of arrays or tensors, on any device.
         """
-        vectors = self.history_table() if self.model.pooling is not None else None
+        vectors = self.history_table() if self.model.history_dim else None
         for batch in batches:
             here = to_device(batch, self.device)
             history = None if vectors is None else history_of(here, vectors)

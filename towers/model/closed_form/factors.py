@@ -85,7 +85,8 @@ def assign(model: TwoTower, factors: Factors, items: FeatureTable) -> None:
             items,
         )
     if model.pooling is not None:
-        model.pooling.no_history.zero_()
+        # What candidates have in common. Not zero: a cosine's slope there is without bound, and training would take it.
+        model.pooling.no_history.copy_(factors.item.mean(0))
     for encoder in model.user_inputs.encoders.values():
         for p in encoder.parameters():
             if p.dim() > 1:

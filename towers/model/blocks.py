@@ -1,0 +1,121 @@
+"""Several two-tower models side by side in one vector: a hybrid is still one dot product.
+
+Shapes: ``B`` users, ``N`` items, ``D = Σ D_k`` width, ``H = Σ H_k`` width of a history input, ``K`` blocks.
+
+    query = [w_1 q_1 … w_K q_K]      candidate = [c_1 … c_K]      ⟨query, candidate⟩ = Σ w_k ⟨q_k, c_k⟩
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from towers.errors import ConfigError
+from towers.features import FeatureInfo
+from towers.model.history import HistoryInputs
+from towers.model.similarity import Similarity
+from towers.model.two_tower import RetrievalModel, TwoTower
+
+
+class Blocks(RetrievalModel):
+    """Two-tower models that are trained, evaluated, exported and served as one.
+
+    When to use it: where methods see different things (an id its clicks, content its words, a closed form both) and a
+    sum of their scores beats each of them. Unlike rank fusion it costs one search; its price is the width of the
+    vectors.
+
+    Args:
+        user_infos: fitted user features.
+        item_infos: fitted item features.
+        context_infos: fitted context features.
+        n_actions: number of action codes in histories.
+        blocks: what makes each block, by name; the arguments are those above.
+        weights: the weight of each block at the start, by default 1; learned from there.
+        similarity: of the whole, a dot product; a block may be a cosine of its own.
+
+    Raises:
+        ConfigError: no blocks, weights that are not positive or name no block, or a cosine of the whole.
+    """
+
+    def __init__(
+        self,
+        user_infos: Sequence[FeatureInfo],
+        item_infos: Sequence[FeatureInfo],
+        context_infos: Sequence[FeatureInfo] = (),
+        n_actions: int = 1,
+        *,
+        blocks: Mapping[str, Callable[..., TwoTower]],
+        weights: Mapping[str, float] | None = None,
+        similarity: Similarity | None = None,
+    ) -> None:
+        super().__init__()
+        weights, self.similarity = weights or {}, similarity or Similarity()
+        if not blocks:
+            raise ConfigError("model.blocks is empty; name at least one, e.g. model/blocks.yaml's")
+        if wrong := [k for k, w in weights.items() if k not in blocks or not w > 0]:
+            raise ConfigError(f"model.weights {wrong}: set weights above 0 for the blocks {list(blocks)}")
+        if self.similarity.kind != "dot":
+            raise ConfigError("blocks are compared by a dot product; set model.similarity.kind=dot")
+        self.names = tuple(blocks)
+        self.blocks = nn.ModuleList(make(user_infos, item_infos, context_infos, n_actions) for make in blocks.values())
+        self.log_weight = nn.Parameter(torch.tensor([float(weights.get(n, 1.0)) for n in blocks]).log())
+        parts = self._parts()
+        self.n_actions = n_actions
+        self.dim = sum(p.dim for p in parts)
+        self.history_dim = sum(p.history_dim for p in parts)
+        self.user_infos = _union(p.user_infos for p in parts)
+        self.item_infos = _union(p.item_infos for p in parts)
+        self.context_infos = _union(p.context_infos for p in parts)
+
+    def block(self, name: str) -> TwoTower:
+        """A block by name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if name not in self.names:
+            raise ConfigError(f"init names the block {name!r}; there are {list(self.names)}")
+        return self._parts()[self.names.index(name)]
+
+    def embed_users(
+        self,
+        features: Mapping[str, Tensor],
+        history: HistoryInputs | None = None,
+        context: Mapping[str, Tensor] | None = None,
+        action: Tensor | None = None,
+    ) -> Tensor:
+        """``[B, D]``: the blocks' queries, weighted."""
+        parts = self._parts()
+        widths = [p.history_dim for p in parts]
+        seen = [None] * len(parts) if history is None else [
+            history._replace(vectors=v) if v.shape[-1] else None for v in torch.split(history.vectors, widths, dim=-1)
+        ]  # fmt: skip
+        out = [
+            self.log_weight[k].exp()
+            * p.embed_users(_some(features, p.user_features), h, _some(context, p.context_features), action)
+            for k, (p, h) in enumerate(zip(parts, seen, strict=True))
+        ]
+        return torch.cat(out, dim=-1)
+
+    def embed_items(self, features: Mapping[str, Tensor]) -> Tensor:
+        """``[N, D]``: the blocks' candidates."""
+        return torch.cat([p.embed_items(_some(features, p.item_features)) for p in self._parts()], dim=-1)
+
+    def history_inputs(self, features: Mapping[str, Tensor]) -> Tensor:
+        """``[N, H]``: what the blocks' items contribute."""
+        parts = [p for p in self._parts() if p.history_dim]
+        return torch.cat([p.history_inputs(_some(features, p.item_features)) for p in parts], dim=-1)
+
+    def _parts(self) -> list[TwoTower]:
+        return [b for b in self.blocks if isinstance(b, TwoTower)]
+
+
+def _some(features: Mapping[str, Tensor] | None, names: Sequence[str]) -> dict[str, Tensor]:
+    return {n: (features or {})[n] for n in names}
+
+
+def _union(parts: Iterable[tuple[FeatureInfo, ...]]) -> tuple[FeatureInfo, ...]:
+    """The features that any block reads, each once."""
+    return tuple({i.name: i for infos in parts for i in infos}.values())
