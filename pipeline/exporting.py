@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra.utils
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from data.batches import Collator
+from data.batches import Collator, QueryBatches
 from data.prepared import Examples, HistoryLog, PreparedDataset
 from data.tasks import build_task
 from pipeline import build
@@ -69,8 +71,11 @@ def export(config: DictConfig) -> Path:
         measured = measure_index(search, held_out_queries(dataset, embedder, trained.data.get("select", "valid")))
         check_recall(resolved, measured[f"index/recall@{resolved.recall_at}"])
         tell("exporting the towers", 0.7)
-        known = known_users(dataset)
         start, end = dataset.info["time_us"] or (None, None)
+        known = known_users(dataset)
+        if config.match:
+            tell("embedding the users", 0.75)
+            known = replace(known, embeddings=user_vectors(dataset, embedder, end), attributes=user_attributes(dataset))
         contents = BundleContents(
             schema=dataset.schema,
             users=dataset.featurizer("user"),
@@ -116,6 +121,13 @@ def attributes(dataset: PreparedDataset) -> pa.Table:
     return table
 
 
+def user_attributes(dataset: PreparedDataset) -> pa.Table | None:
+    """Filter and display columns of the users."""
+    raw = dataset.raw("user")
+    names = [n for n in dataset.info["attributes"]["users"] if n in raw.column_names]
+    return raw.select(names) if names else None
+
+
 def known_users(dataset: PreparedDataset) -> KnownUsers:
     """All users: features, whole histories, and what they took, which is not recommended again."""
     h: HistoryLog = dataset.history
@@ -136,8 +148,17 @@ def held_out_queries(dataset: PreparedDataset, embedder: Embedder, select: str, 
 
 def golden(dataset: PreparedDataset, embedder: Embedder, at: int | None) -> list[Golden]:
     """Some known users with the vectors that the trained model gives them at the end of the data."""
-    n = len(dataset.users)
-    rows = np.unique(np.linspace(0, n - 1, GOLDEN).astype(np.int32))
+    rows = np.unique(np.linspace(0, len(dataset.users) - 1, GOLDEN).astype(np.int32))
+    vectors = user_vectors(dataset, embedder, at, rows)
+    ids = dataset.ids("user").take(rows).to_pylist()
+    return [Golden(user, vector, at) for user, vector in zip(ids, vectors, strict=True)]
+
+
+def user_vectors(
+    dataset: PreparedDataset, embedder: Embedder, at: int | None, rows: NDArray[np.int32] | None = None
+) -> NDArray[np.float32]:
+    """``[U, D]``: users (by default all) as they are at the end of the data, asking nothing."""
+    rows = np.arange(len(dataset.users), dtype=np.int32) if rows is None else rows
     h = dataset.history
     blank = Examples(
         rows,
@@ -149,6 +170,4 @@ def golden(dataset: PreparedDataset, embedder: Embedder, at: int | None) -> list
         np.zeros(len(rows), np.int32) if dataset.schema.context else None,  # nothing typed
     )
     collate = Collator(h, dataset.schema.clock, dataset.schema.history_length)
-    vectors = embed.query_embeddings(embedder, [collate(blank)])
-    ids = dataset.ids("user").take(rows).to_pylist()
-    return [Golden(user, vector, at) for user, vector in zip(ids, vectors, strict=True)]
+    return embed.query_embeddings(embedder, QueryBatches(blank, collate))

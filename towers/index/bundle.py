@@ -25,7 +25,7 @@ from towers.features import columns as c
 from towers.index import layout
 from towers.index.bundle_readme import readme
 from towers.index.faiss_setup import faiss
-from towers.index.golden import Golden, record
+from towers.index.golden import Golden, record, record_matches
 from towers.index.manifest import write_manifest
 from towers.index.publish import published
 from towers.index.recipes import IndexRecipe
@@ -34,6 +34,8 @@ from towers.index.retriever import Retriever
 from towers.index.search import VectorSearch
 from towers.index.similarity import Similarity
 from towers.index.towers_runtime import Tower
+
+_GOLDEN_ITEMS = 8  # whose best users are written down
 
 
 @dataclass(frozen=True)
@@ -195,9 +197,20 @@ def _write_files(contents: BundleContents, root: Path) -> None:
     search = VectorSearch(contents.index, contents.embeddings, contents.recipe.resolve(*contents.embeddings.shape))
     golden = [replace(g, at=contents.data_end) if g.at is None else g for g in contents.golden]
     try:
-        layout.save_json(root, layout.GOLDEN, record(golden, IdMap(contents.item_ids, "item"), search))
+        recorded = record(golden, IdMap(contents.item_ids, "item"), search)
+        layout.save_json(root, layout.GOLDEN, {**recorded, "matches": _matches(contents)})
     except (TypeError, ValueError) as e:
         raise ConfigError(f"a golden query cannot be written as JSON: {e}; use numbers, strings and lists") from e
+
+
+def _matches(contents: BundleContents) -> list[dict[str, Any]]:
+    """What some items find among the known users, where those can be matched."""
+    known = contents.known_users
+    if known is None or known.embeddings is None:
+        return []
+    rows = np.unique(np.linspace(0, len(contents.item_ids) - 1, _GOLDEN_ITEMS).astype(np.int64))
+    ids = contents.item_ids.take(pa.array(rows)).to_pylist()
+    return record_matches(ids, contents.embeddings[rows], IdMap(known.ids, "user"), known.embeddings)
 
 
 def _write_users(users: KnownUsers, root: Path) -> None:
@@ -211,6 +224,10 @@ def _write_users(users: KnownUsers, root: Path) -> None:
     if users.times is not None:
         layout.save_array(root, layout.USER_TIMES, users.times, np.int64)
     pq.write_table(pa.table({c.USER: users.ids}), root / layout.USER_IDS)
+    if users.embeddings is not None:
+        layout.save_array(root, layout.USER_EMBEDDINGS, users.embeddings, np.float32)
+    if users.attributes is not None:
+        pq.write_table(users.attributes, root / layout.USER_ATTRIBUTES)
 
 
 def _check_users(users: KnownUsers, contents: BundleContents, items: int) -> None:
@@ -230,6 +247,13 @@ def _check_users(users: KnownUsers, contents: BundleContents, items: int) -> Non
     for what, lists in {"histories": users.histories, "exclusions": users.exclusions}.items():
         check_lists(lists, n, items, what)
     check_clock(contents.schema, users)
+    if users.embeddings is not None:
+        shape = [n, contents.embeddings.shape[1]]
+        fits = users.embeddings.dtype == np.float32 and list(users.embeddings.shape) == shape
+        _require(fits, f"user embeddings are {users.embeddings.dtype}{list(users.embeddings.shape)}; expected {shape}")
+        contents.similarity.check(users.embeddings, "user embeddings")
+    rows = n if users.attributes is None else users.attributes.num_rows
+    _require(rows == n, f"{rows} rows of attributes for {n} users")
 
 
 def check_lists(lists: Ragged, rows: int, items: int, what: str) -> None:

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from towers.errors import BundleError
 from towers.features import IdMap
 from towers.index.layout import GOLDEN
+from towers.index.matching import match
 from towers.index.recall import recall_at
+from towers.index.requests import KnownUsers
 from towers.index.search import VectorSearch
 
 _K = 10
@@ -61,6 +63,57 @@ def record(queries: Sequence[Golden], items: IdMap, search: VectorSearch) -> dic
             for i, q in enumerate(queries)
         ],
     }
+
+
+def record_matches(
+    items: Sequence[Any], vectors: NDArray[np.float32], users: IdMap, embeddings: NDArray[np.float32]
+) -> list[dict[str, Any]]:
+    """The users that items find, for ``golden.json``.
+
+    Args:
+        items: ``[M]`` external ids.
+        vectors: ``[M, D]`` their embeddings.
+        users: ids of the known users.
+        embeddings: ``[U, D]`` theirs.
+    """
+    rows, scores = match(vectors, embeddings, min(_K, len(users)))
+    ids = users.external(rows)
+    return [{"item": item, "users": ids[i].tolist(), "scores": scores[i].tolist()} for i, item in enumerate(items)]
+
+
+def replay_matches(
+    recorded: Mapping[str, Any],
+    items: IdMap,
+    vectors: NDArray[np.float32],
+    known: KnownUsers | None,
+    users: IdMap | None,
+) -> None:
+    """Match again and compare.
+
+    Args:
+        recorded: the content of ``golden.json``.
+        items: item ids of the opened bundle.
+        vectors: ``[N, D]`` its item embeddings.
+        known: its known users.
+        users: their ids.
+
+    Raises:
+        BundleError: users score differently than at the export.
+    """
+    matches = recorded.get("matches", [])
+    if known is None or known.embeddings is None or users is None:
+        return
+    if not matches:
+        raise BundleError(f"{GOLDEN}: users have embeddings, but no match is written down")
+    rows = items.rows([m["item"] for m in matches])
+    found = np.stack([users.rows(m["users"]) for m in matches])
+    now = np.einsum("md,mkd->mk", vectors[rows], known.embeddings[found])
+    was = np.asarray([m["scores"] for m in matches], np.float32)
+    if (rows < 0).any() or (found < 0).any() or not np.allclose(now, was, rtol=1e-3, atol=1e-4):
+        raise BundleError(
+            f"{GOLDEN}: users score differently than at the export; their ids and embeddings do not belong together. "
+            "Export again"
+        )
 
 
 def replay(

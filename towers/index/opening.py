@@ -170,7 +170,14 @@ def _known(root: Path, manifest: dict[str, Any], schema: Schema) -> KnownUsers:
         kind = np.int32 if info.cardinality else np.float32
         shape = (users, info.width) if info.width else (users,)
         features[info.name] = layout.load_array(root, layout.user_feature(info.name), kind, shape)
-    timed = layout.USER_TIMES in manifest["files"]
+    files, dim = manifest["files"], manifest["dim"]
+    timed = layout.USER_TIMES in files
+    attributes = None
+    if layout.USER_ATTRIBUTES in files:
+        with layout.reading(layout.USER_ATTRIBUTES):
+            attributes = pq.read_table(root / layout.USER_ATTRIBUTES)
+            if attributes.num_rows != users:
+                raise ValueError(f"{attributes.num_rows} rows for {users} users")
     return KnownUsers(
         ids=_ids(root, layout.USER_IDS, c.USER, schema.user_id, users),
         features=features,
@@ -178,4 +185,8 @@ def _known(root: Path, manifest: dict[str, Any], schema: Schema) -> KnownUsers:
         actions=layout.load_array(root, layout.USER_ACTIONS, np.int64, (total,)),
         times=layout.load_array(root, layout.USER_TIMES, np.int64, (total,)) if timed else None,
         exclusions=lists(layout.USER_EXCLUSIONS),
+        embeddings=layout.load_array(root, layout.USER_EMBEDDINGS, np.float32, (users, dim))
+        if layout.USER_EMBEDDINGS in files
+        else None,
+        attributes=attributes,
     )

@@ -61,6 +61,9 @@ class KnownUsers:
         actions: ``[total]`` action codes of those events.
         times: ``[total]`` microseconds UTC of those events, or None where the log has no clock.
         exclusions: ``[U]`` lists of item rows that are never recommended to the user.
+        embeddings: ``[U, D]`` float32 as the trained model gives them at the end of the data, for matching items with
+            users; None: they cannot be matched.
+        attributes: ``[U]`` raw columns to filter them by and to show, or None.
     """
 
     ids: pa.Array
@@ -69,6 +72,8 @@ class KnownUsers:
     actions: NDArray[np.int64]
     times: NDArray[np.int64] | None
     exclusions: Ragged
+    embeddings: NDArray[np.float32] | None = None
+    attributes: pa.Table | None = None
 
     def events(self, row: int) -> Events:
         """The events of a user."""

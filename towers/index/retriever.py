@@ -16,14 +16,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from towers.errors import ConfigError, DataError
-from towers.features import Ragged
+from towers.features import IdMap, Ragged
 from towers.features import columns as c
 from towers.index import layout
 from towers.index.bm25 import Bm25
 from towers.index.faiss_setup import faiss
 from towers.index.filters import Filter, parse
 from towers.index.fusion import Fusion, search_fused
-from towers.index.golden import User, replay
+from towers.index.golden import User, replay, replay_matches
+from towers.index.matching import match, matchable, takers
 from towers.index.opening import OpenBundle, open_bundle
 from towers.index.requests import (
     check_fields,
@@ -93,6 +94,7 @@ class Retriever:
         bundle = retriever._bundle
         with layout.reading(layout.GOLDEN):
             replay(bundle.golden, lambda user, at: retriever.vector(user, at=at), bundle.items, bundle.search)
+            replay_matches(bundle.golden, bundle.items, bundle.search.embeddings, bundle.known, bundle.user_ids)
         return retriever
 
     def __len__(self) -> int:
@@ -193,11 +195,51 @@ class Retriever:
         Raises:
             DataError: there is no such item.
         """
-        row = int(self._bundle.items.rows([item])[0])
-        if row < 0:
-            raise DataError(f"no item {item!r}", where="similar", cure="ask `item in retriever` first")
-        vector = np.array(self._bundle.search.embeddings[row])
+        vector = np.array(self._bundle.search.embeddings[self._item_rows([item])[0]])
         return self.search(vector, k, exclude=[item], filter=filter, at=at)
+
+    def match(
+        self,
+        items: Any,
+        k: int = 10,
+        *,
+        exclude: Sequence[Any] | None = None,
+        filter: Filter | str | None = None,
+    ) -> Results:
+        """The other way round: the ``k`` best known users for one item or many, by exact search.
+
+        A user who has taken the item is not matched with it. Users are compared as they were at the end of the
+        bundle's data.
+
+        Args:
+            items: an item id, or a list or array of them.
+            k: users wanted.
+            exclude: ids of users who must not come, for all items.
+            filter: a condition on the user attributes (``users.attributes`` of the data config), see ``filters``.
+
+        Returns:
+            user ids and scores, otherwise as ``recommend``.
+
+        Raises:
+            DataError: there is no such item, or the bundle's users have no embeddings.
+            ConfigError: a filter that does not fit the attributes.
+        """
+        many, one = _many(items)
+        rows = self._item_rows(many)
+        known, users = matchable(self._bundle)
+        allowed = None
+        if filter is not None:
+            if known.attributes is None:
+                raise ConfigError(
+                    "the users of this bundle have no attributes; set users.attributes in the data config"
+                )
+            allowed = (parse(filter) if isinstance(filter, str) else filter).mask(known.attributes)
+        others = users.rows(exclude or [])
+        mine = [np.union1d(takers(known, int(r)), others[others >= 0]) for r in rows]
+        vectors = np.asarray(self._bundle.search.embeddings[rows], np.float32)
+        assert known.embeddings is not None  # `matchable` has refused the bundle otherwise
+        found, scores = match(vectors, known.embeddings, k, allowed=allowed, exclude=mine)
+        return _answers(users, found, scores, one, np.zeros(len(rows), np.int64))
 
     def vector(self, users: Users, *, at: When | None = None, context: Contexts | None = None) -> NDArray[np.float32]:
         """``[D]`` of one user, ``[Q, D]`` of many, as the user tower gives them."""
@@ -211,10 +253,24 @@ class Retriever:
         Raises:
             DataError: an unknown id.
         """
+        return self._bundle.attributes.take(pa.array(self._item_rows(items)))
+
+    def user_attributes(self, users: Sequence[Any] | NDArray[Any]) -> pa.Table:
+        """The attributes of these known users, in their order, for display; no columns where there are none.
+
+        Raises:
+            DataError: an unknown id.
+        """
+        rows, known = self._user_rows(list(users)), self._bundle.known
+        table = None if known is None else known.attributes
+        return pa.table({}) if table is None else table.take(pa.array(rows))
+
+    def _item_rows(self, items: Sequence[Any] | NDArray[Any]) -> NDArray[np.int64]:
         rows = self._bundle.items.rows(items)
         if (rows < 0).any():
-            raise DataError(f"no item {list(items)[int(np.flatnonzero(rows < 0)[0])]!r}", where="attributes")
-        return self._bundle.attributes.take(pa.array(rows))
+            absent = list(items)[int(np.flatnonzero(rows < 0)[0])]
+            raise DataError(f"no item {absent!r}", where="request", cure="ask `item in retriever` first")
+        return rows
 
     def _contexts(self, users: Sequence[User], context: Contexts | None, one: bool) -> list[Mapping[str, Any]]:
         """``[Q]`` mappings that hold the context fields of each request."""
@@ -333,10 +389,15 @@ class Retriever:
         return moment(dt.datetime.now(dt.UTC) if at is None else at, "at")
 
     def _results(self, rows: NDArray[np.int64], scores: NDArray[np.float32], one: bool, unknown: Any) -> Results:
-        if not one:
-            return Results(self._bundle.items.external(rows), scores, unknown)
-        there = rows[0] >= 0
-        return Results(self._bundle.items.external(rows[0][there]), scores[0][there], int(unknown[0]))
+        return _answers(self._bundle.items, rows, scores, one, unknown)
+
+
+def _answers(ids: IdMap, rows: NDArray[np.int64], scores: NDArray[np.float32], one: bool, unknown: Any) -> Results:
+    """Rows as external ids; for one request without the places that are left."""
+    if not one:
+        return Results(ids.external(rows), scores, unknown)
+    there = rows[0] >= 0
+    return Results(ids.external(rows[0][there]), scores[0][there], int(unknown[0]))
 
 
 def _words(request: Mapping[str, Any], field: str) -> str:

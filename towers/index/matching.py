@@ -1,0 +1,81 @@
+"""From items to users: whom a job may interest, by the embeddings that recommend jobs to users.
+
+``M`` items, ``U`` known users, ``D`` dimensions, ``k`` results.
+
+The inner product is the same in both directions, the training was not: a softmax over items teaches which items suit a
+user, and leaves open what is common to all scores of one user. A cosine bounds that; with a dot product, users
+with long vectors come first for every item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from towers.errors import ConfigError, DataError
+from towers.features import IdMap
+from towers.index.faiss_setup import faiss
+from towers.index.opening import OpenBundle
+from towers.index.requests import KnownUsers
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+def match(
+    items: Floats,
+    users: Floats,
+    k: int,
+    *,
+    allowed: NDArray[np.bool_] | None = None,
+    exclude: Sequence[Ints] | None = None,
+) -> tuple[Ints, Floats]:
+    """The ``k`` best users of each item, every user scored.
+
+    Args:
+        items: ``[M, D]`` embeddings.
+        users: ``[U, D]`` embeddings, possibly memory-mapped.
+        k: users wanted.
+        allowed: ``[U]`` users that any item may get; None: all.
+        exclude: ``[M]`` rows of users that this item must not get.
+
+    Returns:
+        rows ``[M, k]``, ``-1`` where there are no more users, and scores ``[M, k]``, ``-inf`` there.
+    """
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ConfigError(f"k is {k!r}; expected a whole number, at least 1")
+    rows, best = np.full((len(items), k), -1, np.int64), np.full((len(items), k), -np.inf, np.float32)
+    pool = np.arange(len(users)) if allowed is None else np.flatnonzero(allowed)
+    within = users if allowed is None else users[pool]
+    dropped = max((len(e) for e in exclude), default=0) if exclude is not None else 0
+    wanted = min(k + dropped, len(pool))
+    if not len(items) or not wanted:
+        return rows, best
+    scores, found = faiss.knn(np.ascontiguousarray(items), within, wanted, metric=faiss.METRIC_INNER_PRODUCT)
+    for m in range(len(items)):
+        mine = pool[found[m]]
+        keep = np.ones(wanted, bool) if exclude is None else ~np.isin(mine, exclude[m])
+        n = min(k, int(keep.sum()))
+        rows[m, :n], best[m, :n] = mine[keep][:n], scores[m][keep][:n]
+    return rows, best
+
+
+def matchable(bundle: OpenBundle) -> tuple[KnownUsers, IdMap]:
+    """The known users of a bundle and their ids.
+
+    Raises:
+        DataError: there are none, or they have no embeddings.
+    """
+    if bundle.known is None or bundle.user_ids is None or bundle.known.embeddings is None:
+        raise DataError(
+            "this bundle holds no embeddings of users", where="match", cure="export it again with match=true"
+        )
+    return bundle.known, bundle.user_ids
+
+
+def takers(users: KnownUsers, item: int) -> Ints:
+    """Rows of the users to whom an item row is not recommended, because they have taken it."""
+    offsets, values = users.exclusions
+    return np.unique(np.searchsorted(offsets, np.flatnonzero(np.asarray(values) == item), side="right") - 1)
