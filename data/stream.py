@@ -174,7 +174,6 @@ class Stream:
 
     def _split(self, e: Events) -> NDArray[np.int8]:
         rule, s = self.spec.split.rule, self.spec.split
-        user, item = e.user.astype(np.int64), e.item.astype(np.int64)
         if rule == "given":
             split = e.split
         elif rule == "global_time":
@@ -183,7 +182,8 @@ class Stream:
         elif rule == "cold_items":
             split = splits.cold_items(self.group[e.item], float(s.valid), float(s.test), s.seed)
         else:
-            positive, group = self.weights[e.action] * e.weight > 0, self.group[item]
+            user, group = e.user.astype(np.int64), self.group[e.item]
+            positive = self.weights[e.action] * e.weight > 0
             if rule == "leave_last_out":
                 split = splits.leave_last_out(user, group, positive, s.min_items)
             else:

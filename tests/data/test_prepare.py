@@ -202,6 +202,52 @@ def test_the_same_bytes_whatever_the_threads_and_the_order_of_rows_and_files(tmp
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.parametrize("rule", ["global_time", "leave_last_out", "random_per_user", "cold_items"])
+def test_users_numbered_on_the_way_have_the_rows_that_their_table_would_give_them(tmp_path: Path, rule: str) -> None:
+    """Users of the log whose ids are integers are numbered while it is read; a table of the same users changes nothing.
+
+    Among them are negative ids, users all of whose rows are at fault, rows without a user, and repeated rows.
+    """
+    rng = np.random.default_rng(0)
+    n = 6_000
+    user = rng.integers(-150, 150, n) * 10**15
+    item, time = rng.integers(0, 80, n), rng.integers(0, 10**9, n) * 1_000_000
+    item[user == 0] = 999  # no such item
+    log = pa.table({"user": pa.array(user, mask=np.arange(n) % 500 == 0), "item": item, "time": time})
+    write(tmp_path / "log.parquet", pa.concat_tables([log, log.slice(1, 20)]))
+    write(tmp_path / "items.parquet", pa.table({"item": np.arange(80)}))
+    write(tmp_path / "users.parquet", pa.table({"user": rng.permutation(np.unique(user))}))
+    config: dict[str, Any] = {
+        "items": {"files": "items.parquet", "features": {"item_id": {"kind": "id"}}},
+        "split": {"rule": rule},
+        "faults": {f: {"policy": "set_aside", "limit": 1.0} for f in ("null_key", "unknown_item", "duplicate")},
+    }
+    features = {"features": {"user_id": {"kind": "id"}}}
+    alone = prepare(spec(tmp_path, **config, users=features), tmp_path / "alone")
+    table = prepare(spec(tmp_path, **config, users={**features, "files": "users.parquet"}), tmp_path / "table")
+    data = PreparedDataset(alone)
+    assert data.ids("user").to_pylist() == np.unique(user).tolist()
+    assert set(data.info["rejected"]) >= {"null_key", "unknown_item", "duplicate"}
+    assert everything(alone) == everything(table)
+
+
+def test_text_ids_are_numbered_in_their_order_as_integers_are(tmp_path: Path) -> None:
+    """The same users under names of the same order: the same examples and histories."""
+    log = big(np.random.default_rng(0), 5_000)
+    names = pa.array([f"u{u:05d}" for u in log["user"].to_pylist()])
+    folders = []
+    for name, users in (("integers", log["user"]), ("names", names)):
+        write(tmp_path / f"{name}.parquet", log.set_column(0, "user", users))
+        events = {"files": f"{name}.parquet", "time": {"column": "time", "unit": "us"}}
+        config = spec(tmp_path, events=events, split={"rule": "leave_last_out"})
+        folders.append(prepare(config, tmp_path / name))
+    integers, texts = (
+        {n: h for n, h in everything(f).items() if n.startswith(("examples/", "history/"))} for f in folders
+    )
+    assert integers == texts
+    assert len(integers) == 2
+
+
 def test_a_log_larger_than_memory_spills_and_leaves_nothing(tmp_path: Path) -> None:
     table = big(np.random.default_rng(0), 300_000)
     write(tmp_path / "log.parquet", table)
