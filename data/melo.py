@@ -10,7 +10,7 @@ of results can say what its model has seen::
     concepts.parquet  and labels of one ESCO concept: the grouping of the corpus is known besides
     valid.parquet     a third of the queries, by hash, to choose settings by
     test.parquet      the other queries
-    items.parquet     corpus strings (with the strings of their concept, joined) and the titles that are learnt from
+    items.parquet     corpus strings with their concepts, and the titles that are learnt from
     corpus.parquet    the corpus strings: what is ranked
 """
 
@@ -98,7 +98,7 @@ def generate(config: MeloConfig, folder: Path, progress: Callable[[str, float], 
         )
         pq.write_table(rows.filter(held), out / "valid.parquet")
         pq.write_table(rows.filter(pc.invert(held)), out / "test.parquet")
-        pq.write_table(_items(corpus, concepts, ids), out / "items.parquet")
+        pq.write_table(_items(corpus, ids), out / "items.parquet")
         pq.write_table(pa.table({"item": corpus["cid"]}), out / "corpus.parquet")
         write_json(out / RECORD, {"config": asdict(config)})
 
@@ -159,16 +159,14 @@ def _pairs(groups: Groups, ids: Mapping[str, str], partners: int, rng: np.random
     return pa.table({"user": users, "query": queries, "item": items})
 
 
-def _items(corpus: pa.Table, concepts: Groups, titles: Mapping[str, str]) -> pa.Table:
-    """Corpus strings and the titles that are learnt from; ``pooled`` joins the strings of a concept."""
-    joined = {name: " | ".join(labels) for name, labels in concepts.items()}
+def _items(corpus: pa.Table, titles: Mapping[str, str]) -> pa.Table:
+    """Corpus strings, and the titles that are learnt from, which are of no concept."""
     ids, texts = corpus["cid"].to_pylist(), corpus["text"].to_pylist()
-    concept: list[str | None] = [cid.split("_")[0] for cid in ids]
+    concepts: list[str | None] = [cid.split("_")[0] for cid in ids]
     return pa.table(
         {
             "item": ids + list(titles.values()),
             "title": texts + list(titles),
-            "pooled": [joined[str(c)] for c in concept] + list(titles),
-            "concept": pa.array(concept + [None] * len(titles), pa.string()),
+            "concept": pa.array(concepts + [None] * len(titles), pa.string()),
         }
     )

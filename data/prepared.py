@@ -173,6 +173,11 @@ class PreparedDataset:
 
         return column(c.POSTED, -_FAR), column(c.EXPIRES, _FAR)
 
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """``[items]`` group of each item, or None where the data have no groups."""
+        return np.array(self.items[c.GROUP].to_numpy(), np.int64) if c.GROUP in self.items.column_names else None
+
     def examples(self, *names: str) -> Examples:
         """Examples of these splits, all actions (a weight of 0 marks no positive)."""
         parts = []

@@ -43,6 +43,7 @@ def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | N
         posted,
         expires,
         FeatureTable(dataset.encoded("context"), len(dataset.contexts)),
+        dataset.groups,
     )
     return Retrieval(
         model,
@@ -54,6 +55,7 @@ def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | N
         correct_positive=config.correct_positive,
         matryoshka=tuple(config.get("matryoshka", ())),
         impression_weight=config.get("impression_weight", 1.0),
+        group_weight=config.get("group_weight", 0.0),
         ks=tuple(config.ks),
         seed=config.seed,
     )

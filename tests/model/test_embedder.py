@@ -73,3 +73,17 @@ def test_export_streams_float32_arrays() -> None:
     assert history is not None
     assert history.shape == (ITEMS, e.model.history_dim)
     assert embed.query_embeddings(e, [batch(3, ITEMS, USERS)] * 2).shape == (6, 8)
+
+
+def test_an_item_is_moved_towards_the_mean_of_its_group() -> None:
+    e = embedder()
+    plain = e.embed_items()
+    groups = torch.tensor([7, 7, 7, *range(100, 100 + ITEMS - 3)])  # three of a kind, the others alone
+    pooled = Embedder(e.model, e.users, e.items, 4, e.contexts, groups, group_weight=2.0)
+    mean = torch.nn.functional.normalize(plain[:3].mean(0), dim=-1)
+    wanted = torch.nn.functional.normalize(plain[:3] + 2.0 * mean, dim=-1)
+    assert torch.allclose(pooled.embed_items()[:3], wanted, atol=1e-6)
+    assert torch.allclose(pooled.embed_items()[3:], plain[3:], atol=1e-6)  # alone: its own mean
+    rows = np.array([9, 1, 0])
+    assert torch.equal(pooled.embed_items(rows), pooled.embed_items()[rows])
+    assert torch.equal(Embedder(e.model, e.users, e.items, 4, e.contexts, groups).embed_items(), plain)  # weight 0

@@ -43,6 +43,7 @@ class TrainingData:
         posted: ``[I]`` int64 microseconds: from when an item may be recommended; None: always.
         expires: ``[I]`` int64 microseconds: until when (exclusive); None: for ever.
         context_table: features of all contexts, where the data have any.
+        groups: ``[I]`` int64: items of one group are reposts of each other; None: the data do not say.
     """
 
     user_table: FeatureTable
@@ -52,6 +53,7 @@ class TrainingData:
     posted: NDArray[np.int64] | None = None
     expires: NDArray[np.int64] | None = None
     context_table: FeatureTable | None = None
+    groups: NDArray[np.int64] | None = None
 
 
 class Retrieval(pl.LightningModule):
@@ -74,6 +76,7 @@ class Retrieval(pl.LightningModule):
         matryoshka: prefixes of the vectors that must be good vectors by themselves ("Matryoshka Representation
             Learning", Kusupati et al., 2022): the loss is the mean of theirs and that of the whole vector.
         impression_weight: of a second term, where batches hold impressions: which of the jobs shown was chosen.
+        group_weight: of the mean of an item's group in the item's vector, outside training: see ``Embedder``.
         ks: cut-offs of the validation metrics.
         seed: of all randomness in training steps.
     """
@@ -90,6 +93,7 @@ class Retrieval(pl.LightningModule):
         correct_positive: bool = False,
         matryoshka: Sequence[int] = (),
         impression_weight: float = 1.0,
+        group_weight: float = 0.0,
         ks: Sequence[int] = (10, 20, 100),
         seed: int = 0,
     ) -> None:
@@ -106,6 +110,9 @@ class Retrieval(pl.LightningModule):
             raise ConfigError(f"matryoshka {wrong}: prefixes of {model.dim} dimensions lie between 1 and {model.dim}")
         self.prefixes = sorted(set(matryoshka) - {model.dim})
         self.batches_seen = 0
+        if group_weight and data.groups is None:
+            raise ConfigError(f"group_weight={group_weight}, but the data have no groups; set items.group, or drop it")
+        self.groups, self.group_weight = None if data.groups is None else torch.tensor(data.groups), group_weight
         for name in ("posted", "expires"):
             times = getattr(data, name)
             self.register_buffer(name, None if times is None else torch.tensor(times), persistent=False)
@@ -207,7 +214,14 @@ class Retrieval(pl.LightningModule):
 
     def embedder(self) -> Embedder:
         """Embeds users and items with the present weights."""
-        return Embedder(self.model, self.users, self.items, contexts=self.contexts)
+        return Embedder(
+            self.model,
+            self.users,
+            self.items,
+            contexts=self.contexts,
+            groups=self.groups,
+            group_weight=self.group_weight,
+        )
 
     def validation_step(self, task: Task, index: int) -> None:
         """Rank a whole task and log its metrics."""
