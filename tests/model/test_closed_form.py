@@ -74,18 +74,33 @@ def test_the_matrix_holds_each_pair_once_with_its_largest_weight() -> None:
 # --- truncated SVD
 
 
-@pytest.mark.parametrize(("a", "b", "c"), [(0.5, 0.5, 0.0), (0.0, 0.0, 0.0), (0.3, 0.7, 0.2)])
-def test_scores_of_the_svd_tower_are_those_of_a_dense_svd(a: float, b: float, c: float) -> None:
+@pytest.mark.parametrize(
+    ("a", "b", "h", "c", "p"), [(0.5, 0.5, 0.5, 0.5, 0.0), (0.0, 0.0, 0.0, 0.0, 0.0), (0.3, 0.7, 0.4, 0.2, 1.0)]
+)
+def test_scores_of_the_svd_tower_are_those_of_a_dense_svd(a: float, b: float, h: float, c: float, p: float) -> None:
     x, dim = clicks(), 4
     m, (_, items) = model(dim), ids_only(ITEMS)
-    assign(m, svd(x, dim, user_power=a, item_power=b, candidate_power=c, progress=quiet), items)
+    f = svd(x, dim, user_power=a, item_power=b, history_power=h, candidate_power=c, spectrum=p, progress=quiet)
+    assign(m, f, items)
 
     r = x.matrix().toarray().astype(float)
     du, di = r.sum(1), r.sum(0)
-    q = np.linalg.svd(r / du[:, None] ** a / di**b)[2][:dim]
-    wanted = (r / di**b) @ q.T @ (q * di**c) / du[:, None]  # a mean divides by the number of events
+    _, s, q = np.linalg.svd(r / du[:, None] ** a / di**b)
+    wanted = (r / di**h) @ (q[:dim].T * s[:dim] ** p) @ (q[:dim] * di**c)
     got = queries(m, items, x) @ candidates(m, items).T
-    np.testing.assert_allclose(got.detach().numpy(), wanted, atol=1e-5)
+    np.testing.assert_allclose(got.detach().numpy(), wanted / du[:, None], atol=1e-5)  # a mean divides by the events
+
+
+def test_with_all_directions_and_the_spectrum_squared_it_is_item_knn() -> None:
+    """Q S² Qᵀ = R̃ᵀ R̃: cosines between the items' columns, if users are not normalised."""
+    x = clicks(users=30)
+    f = svd(x, ITEMS - 1, user_power=0.0, history_power=0.0, candidate_power=0.0, spectrum=2.0, progress=quiet)
+    r = x.matrix().toarray().astype(float)
+    cosine = (r / np.linalg.norm(r, axis=0)).T @ (r / np.linalg.norm(r, axis=0))
+    assert f.history is not None
+    got = (f.history @ f.item.T).numpy()
+    smallest = np.linalg.eigvalsh(cosine)[0]  # the one direction that is left out
+    assert np.linalg.norm(got - cosine, 2) == pytest.approx(smallest, abs=1e-4)
 
 
 def test_svd_wants_fewer_factors_than_items() -> None:

@@ -2,11 +2,12 @@
 
 Shapes: ``U`` users, ``I`` items, ``d`` factors.
 
-    R̃ = D_U^{-a} R D_I^{-b} ≈ P S Qᵀ          (a: users, b: items)
-    scores of a user = r D_I^{-b} Q Qᵀ         (r: her row of clicks)
+    R̃ = D_U^{-a} R D_I^{-b} ≈ P S Qᵀ                    (a: users, b: items)
+    scores of a user = r D_I^{-h} Q S^p Qᵀ D_I^{c}        (r: her row of clicks)
 
-Hence an item stands in a history as ``D_I^{-b} Q`` and as a candidate as ``Q``: a two-tower model with a dot product in
-which nothing is learned for a single user. The degree of a user changes no ranking of hers.
+An item stands in a history as ``D_I^{-h} Q S^p`` and as a candidate as ``D_I^{c} Q``: a two-tower model with a dot
+product in which nothing is learned for a single user, and whose degree changes no ranking of hers. What matters is c:
+the normalised matrix holds little of an item's popularity, and it has to be given back.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def svd(
     *,
     user_power: float = 0.5,
     item_power: float = 0.5,
-    candidate_power: float = 0.0,
+    history_power: float = 0.5,
+    candidate_power: float = 0.5,
+    spectrum: float = 0.0,
     progress: Progress,
 ) -> Factors:
     """Truncated SVD of the normalised click matrix.
@@ -35,15 +38,18 @@ def svd(
     When to use it: many clicks, no content; computed in a minute, hard to beat on dense check-ins and purchases.
     With few clicks for each item ``ials`` is better.
 
-    Source: Cremonesi, Koren and Turrin, "Performance of recommender algorithms on top-n recommendation tasks"
-    (PureSVD), 2010, with the normalisation of graph convolutions.
+    Sources: Cremonesi, Koren and Turrin, "Performance of recommender algorithms on top-n recommendation tasks"
+    (PureSVD), 2010; as the low-pass filter of a graph convolution: Shen et al., "How Powerful is Graph Convolution for
+    Recommendation?" (GF-CF), 2021.
 
     Args:
         interactions: the training events.
         dim: ``d``.
         user_power: ``a``; 0.5 keeps busy users from deciding all directions.
-        item_power: ``b``; the larger, the less popular items count in a history.
-        candidate_power: popularity given back to the candidates, ``D_I^{c} Q``.
+        item_power: ``b``; likewise busy items.
+        history_power: ``h``; the larger, the less popular items count in a history.
+        candidate_power: ``c``; the larger, the more popular items are recommended.
+        spectrum: ``p``; 0: all directions count alike, 2: item-kNN by cosine, smoothed.
         progress: told what is being done.
 
     Raises:
@@ -58,10 +64,10 @@ def svd(
     progress("singular vectors", 0.1)
     users, items = degrees(clicks, 1), degrees(clicks, 0)
     normal = sparse.diags_array(users**-user_power) @ clicks @ sparse.diags_array(items**-item_power)
-    _, _, right = svds(normal.astype(np.float32), k=dim, random_state=0, return_singular_vectors="vh")
-    q = np.ascontiguousarray(right[::-1].T)  # [I, d], the largest singular value first
+    _, values, right = svds(normal.astype(np.float32), k=dim, rng=0, return_singular_vectors="vh")
+    q, values = right[::-1].T, values[::-1].copy()  # [I, d], the largest singular value first
     progress("singular vectors", 1.0)
-    history = torch.from_numpy((items**-item_power)[:, None] * q).float()
+    history = torch.from_numpy((items**-history_power)[:, None] * q * values**spectrum).float()
     return Factors(torch.from_numpy((items**candidate_power)[:, None] * q).float(), history)
 
 
