@@ -15,7 +15,8 @@ def main(config: DictConfig) -> None:
     """Rank one task of the run's dataset, or all."""
     run = Run.open(config.run)
     dataset = ensure_prepared(run.config)
-    evaluate_run(run, [config.task] if config.task else list(dataset.info["tasks"]), dataset=dataset)
+    tasks = [config.task] if config.task else list(dataset.info["tasks"])
+    evaluate_run(run, tasks, dataset=dataset, dim=config.dim)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pipeline import build
 from pipeline.console import err, progress, say
 from pipeline.oracle import share_of_best
 from pipeline.runs import Run
+from towers.errors import ConfigError
 from towers.evaluation.evaluate import METRICS, evaluate, evaluate_scores
 from towers.evaluation.examples import Example, draw_examples
 from towers.evaluation.report import write_report
@@ -34,33 +35,45 @@ _SAID = {
 }
 
 
-def load(run: Run, dataset: PreparedDataset, device: str | None = None) -> Retrieval:
-    """The trained module of a run, in evaluation mode, on the GPU if there is one."""
+def load(run: Run, dataset: PreparedDataset, device: str | None = None, dim: int | None = None) -> Retrieval:
+    """The trained module of a run, in evaluation mode, on the GPU if there is one; its vectors cut to ``dim``."""
     module = build.retrieval(run.config, dataset)
     state = torch.load(run.weights, map_location="cpu", weights_only=False)["state_dict"]
     module.load_state_dict(state)
+    if dim is not None:
+        module.model.truncate(dim)
     return module.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def load_model(run: Run, dataset: PreparedDataset) -> Retrieval | Fitted:
-    """The trained module of a run, or its fitted baseline."""
+def load_model(run: Run, dataset: PreparedDataset, dim: int | None = None) -> Retrieval | Fitted:
+    """The trained module of a run, its vectors cut to ``dim``, or its fitted baseline."""
     baseline = build.baseline(run.config)
     if baseline is None:
-        return load(run, dataset)
+        return load(run, dataset, dim=dim)
+    if dim is not None:
+        raise ConfigError(f"dim={dim}: a baseline has no vectors to cut; leave dim out")
     return Fitted(baseline, fitted.load(run.weights), dataset.encoded("user"))
 
 
 def evaluate_run(
-    run: Run, tasks: Sequence[str], *, dataset: PreparedDataset, module: Retrieval | Fitted | None = None
+    run: Run,
+    tasks: Sequence[str],
+    *,
+    dataset: PreparedDataset,
+    module: Retrieval | Fitted | None = None,
+    dim: int | None = None,
 ) -> dict[str, float]:
-    """Rank these tasks with a run's best weights; write ``eval/TASK/``; return all metrics, keyed ``TASK/METRIC``."""
-    module = module or load_model(run, dataset)
+    """Rank these tasks with a run's best weights; write ``eval/TASK/``; return all metrics, keyed ``TASK/METRIC``.
+
+    With ``dim``, vectors are cut to so many dimensions, and the folder is ``eval/TASK-DIM``.
+    """
+    module = module or load_model(run, dataset, dim)
     out: dict[str, float] = {}
     for name in tasks:
         length = WHOLE if isinstance(module, Fitted) else dataset.schema.history_length
         task = build_task(dataset, name, history_length=length)
         result, extra = evaluate_task(run, task, dataset, module)
-        folder = run.folder / "eval" / name
+        folder = run.folder / "eval" / (name if dim is None else f"{name}-{dim}")
         result.save(folder, dataset.ids("user").take(task.user), dataset.ids("item"), extra)
         out |= result.flat(name) | {f"{name}/{k}": v for k, v in extra.items() if isinstance(v, float)}
         write_report(folder / "report.html", result, examples(result, dataset), {**extra, **_origin(run)})
