@@ -58,7 +58,7 @@ def export(config: DictConfig) -> Path:
     recipe: IndexRecipe = hydra.utils.instantiate(config.index)
     with progress("export") as tell:
         tell("loading the model", 0.0)
-        module = load(run, dataset)
+        module = load(run, dataset, dim=config.dim)
         embedder = module.embedder()
         tell("embedding the catalogue", 0.1)
         embeddings = embed.item_embeddings(embedder)
