@@ -35,6 +35,7 @@ class Entities:
         table: raw feature columns and attributes, in row order.
         posted, expires: ``[n]`` int64 microseconds (null where open), or None.
         group: ``[n]`` int64 codes of repost families, or None.
+        family: ``[n]`` the family's value as text, or the item's own id where it has none; None without groups.
         counts: values set aside, by fault.
     """
 
@@ -43,6 +44,7 @@ class Entities:
     posted: pa.Array | None = None
     expires: pa.Array | None = None
     group: pa.Array | None = None
+    family: pa.Array | None = None
     counts: Mapping[str, int] | None = None
 
 
@@ -112,7 +114,9 @@ def read(
     out = table.drop_columns([n for n in ("_id", "_posted", "_expires", "_group") if n in select])
     if own not in out.column_names:
         out = out.append_column(own, ids)
-    return Entities(ids, out, special("_posted"), special("_expires"), _group_codes(special("_group")), counts)
+    group = special("_group")
+    family = None if group is None else pc.coalesce(group.cast(pa.string()), ids.cast(pa.string()))
+    return Entities(ids, out, special("_posted"), special("_expires"), _group_codes(group), family, counts)
 
 
 def _group_codes(group: pa.Array | None) -> pa.Array | None:

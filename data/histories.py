@@ -7,7 +7,8 @@ a prefix of its user's part: ``log[start[user] : history_end]``.
 * With a clock or an order: events strictly earlier in (stage, time). Ties are left out, since nobody can
   say which came first.
 * Without: a training example sees all of its user's training events (its own item is taken out when the
-  batch is made); a valid or test example sees the stages before its own.
+  batch is made); a valid or test example sees the stages before its own. Within a stage the order is that of a
+  hash of user and item, so that a history cut to ``history_length`` keeps a fixed random choice of its events.
 """
 
 from __future__ import annotations

@@ -1,15 +1,18 @@
 """Split rules, as array functions over whole users.
 
 Every rule receives rows sorted by (user, time) and returns a split code for each: 0 train, 1 valid,
-2 test, and ``LEFT_OUT`` for what no split may see (a later view of a held-out job, say). ``G`` is the
-number of groups: jobs, or families of reposts.
+2 test, and ``LEFT_OUT`` for what no split may see (a later view of a held-out job, say). A group is a job, or a
+family of reposts. What is random depends on hashes of external ids and the seed alone: rows may come in any order,
+and new users and items leave earlier choices as they were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import duckdb
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.instants import DAY_US, DAYS, instant, iso
@@ -19,10 +22,24 @@ from towers.errors import ConfigError
 TRAIN, VALID, TEST, LEFT_OUT = 0, 1, 2, -1
 Codes = NDArray[np.int8]
 Ints = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
 
 
-def _mix(x: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
-    """SplitMix64: a fixed pseudo-random number for each (x, seed), so that a split does not depend on row order."""
+def id_hashes(con: duckdb.DuckDBPyConnection, ids: pa.Array) -> Hashes:
+    """``[n]`` the first 64 bits of each id's MD5, as text: they depend on nothing else, no row and no version."""
+    with con.cursor() as cursor:  # one of its own: the sorted log may be open
+        cursor.register("ids", pa.table({"id": ids}))
+        found = cursor.sql("SELECT ('0x' || md5(id::VARCHAR)[:16])::UBIGINT AS hash FROM ids").to_arrow_table()
+    return np.asarray(found["hash"].to_numpy(), np.uint64)
+
+
+def pair_hash(user: Hashes, item: Hashes) -> Hashes:
+    """``[n]`` a fixed pseudo-random number for each pair of a user's hash and an item's."""
+    return _mix(user ^ _mix(item, 0), 0)
+
+
+def _mix(x: Hashes, seed: int) -> Hashes:
+    """SplitMix64: a fixed pseudo-random number for each (x, seed)."""
     z = x + np.uint64((0x9E3779B97F4A7C15 * (seed + 1)) % 2**64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -34,9 +51,9 @@ def global_time(time: Ints, valid_from: int, test_from: int) -> Codes:
     return (time >= valid_from).astype(np.int8) + (time >= test_from)  # a code is the number of boundaries passed
 
 
-def cold_items(item: Ints, valid: float, test: float, seed: int) -> Codes:
-    """Whole items held out: every event of theirs goes with them."""
-    u = _mix(item.astype(np.uint64), seed).astype(np.float64) / 2**64
+def cold_items(item: Hashes, valid: float, test: float, seed: int) -> Codes:
+    """Whole items, or families, held out by their hash: every event of theirs goes with them."""
+    u = _mix(item, seed).astype(np.float64) / 2**64
     return np.where(u < test, TEST, np.where(u < test + valid, VALID, TRAIN)).astype(np.int8)
 
 
@@ -66,13 +83,23 @@ def leave_last_out(user: Ints, group: Ints, positive: NDArray[np.bool_], min_ite
 
 
 def random_per_user(
-    user: Ints, group: Ints, positive: NDArray[np.bool_], valid: float, test: float, min_items: int, seed: int
+    user: Ints,
+    group: Ints,
+    positive: NDArray[np.bool_],
+    pair: Hashes,
+    valid: float,
+    test: float,
+    min_items: int,
+    seed: int,
 ) -> Codes:
-    """A random share of each user's groups: test ``max(1, floor(test·n + ½))``, valid ``floor(valid·n + ½)``."""
+    """A random share of each user's groups: test ``max(1, floor(test·n + ½))``, valid ``floor(valid·n + ½)``.
+
+    ``pair``: the hash of each row's (user, group), which orders a user's groups.
+    """
     split = np.full(len(user), TRAIN, np.int8)
     rows = np.flatnonzero(positive)
     first, owner, count = _distinct(user[rows], group[rows])
-    key = _mix(group[rows][first].astype(np.uint64) + (user[rows][first].astype(np.uint64) << np.uint64(32)), seed)
+    key = _mix(pair[rows][first], seed)
     place = np.empty(len(first), np.int64)
     order = np.lexsort((key, owner))
     place[order] = np.arange(len(first)) - (np.cumsum(count) - count)[owner[order]]
@@ -82,12 +109,12 @@ def random_per_user(
     code = np.where(place < n_test, TEST, np.where(place < n_test + n_valid, VALID, TRAIN)).astype(np.int8)
     # the pair's other events follow it, impressions of a held-out job included
     width = int(group.max(initial=0)) + 1
-    pair = user * width + group
-    known = pair[rows][first]
+    number = user * width + group
+    known = number[rows][first]
     sorter = np.argsort(known)
-    at = np.searchsorted(known, pair, sorter=sorter).clip(max=max(len(known) - 1, 0))
+    at = np.searchsorted(known, number, sorter=sorter).clip(max=max(len(known) - 1, 0))
     if len(known):
-        hit = known[sorter[at]] == pair
+        hit = known[sorter[at]] == number
         split[hit] = code[sorter[at[hit]]]
         split[hit & ~positive & (split > 0)] = LEFT_OUT
     return split

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,16 @@ class Stream:
     def _empty(self) -> DataError:
         files = "; ".join(s.shown for _, s in self.log.sources)
         return DataError("the log has no rows", where=files, cure="correct events.files")
+
+    @cached_property
+    def _family_hashes(self) -> NDArray[np.uint64]:
+        return splits.id_hashes(self.con, self.items.ids if self.items.family is None else self.items.family)
+
+    def _pair_hashes(self, e: Events) -> NDArray[np.uint64]:
+        """A random number for each row, of its external ids alone."""
+        first, last = (int(e.user[0]), int(e.user[-1])) if len(e) else (0, -1)
+        users = splits.id_hashes(self.con, self.users.ids.slice(first, last - first + 1))
+        return splits.pair_hash(users[e.user - first], self._family_hashes[e.item])
 
     def run(self, progress: Progress) -> None:
         """Read the log to its end."""
@@ -180,7 +191,7 @@ class Stream:
             assert self.bounds is not None
             split = splits.global_time(e.time, *self.bounds)
         elif rule == "cold_items":
-            split = splits.cold_items(self.group[e.item], float(s.valid), float(s.test), s.seed)
+            split = splits.cold_items(self._family_hashes[e.item], float(s.valid), float(s.test), s.seed)
         else:
             user, group = e.user.astype(np.int64), self.group[e.item]
             positive = self.weights[e.action] * e.weight > 0
@@ -188,7 +199,7 @@ class Stream:
                 split = splits.leave_last_out(user, group, positive, s.min_items)
             else:
                 split = splits.random_per_user(
-                    user, group, positive, float(s.valid), float(s.test), s.min_items, s.seed
+                    user, group, positive, self._pair_hashes(e), float(s.valid), float(s.test), s.min_items, s.seed
                 )
         if self.spec.refit:
             split = np.where(split == splits.VALID, splits.TRAIN, split).astype(np.int8)
@@ -212,9 +223,14 @@ class Stream:
             more[c.CONTEXT_ROW] = e.context
         self.examples.write(e.user, pa.table({**columns, **more}))
         log = pa.table({**columns, "stage": stages})
-        if not eligible.all():
+        rows: NDArray[Any] = eligible
+        if self.spec.events.clock == "none":  # nothing is newest: what a long history keeps is a fixed random choice
+            rows = np.lexsort((e.item, self._pair_hashes(e), stages, e.user))
+            rows = rows[eligible[rows]]
+            log = log.take(pa.array(rows))
+        elif not eligible.all():
             log = log.filter(pa.array(eligible))
-        self.history.write(e.user[eligible], log)
+        self.history.write(e.user[rows], log)
 
     def _first_repeated(self) -> str:
         row = pq.read_table(self.out / next(iter(self.repeated.files))).slice(0, 1).to_pylist()[0]

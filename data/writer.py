@@ -26,7 +26,7 @@ from towers.features import columns as c
 # Users of one bucket share a part. New users are numbered after the old ones, so that newer logs add
 # buckets and generations and rewrite none.
 USERS_PER_BUCKET = 1 << 18
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _ROW_GROUP = 1 << 19  # rows
 _SCATTERED = {c.ITEM_ROW, c.TIME}  # within a user: compression finds nothing in them
 _RISING = {c.HISTORY_END}

@@ -156,6 +156,23 @@ def test_a_long_history_keeps_the_newest_and_a_user_without_one_gets_none(tmp_pa
     assert batch.history.tolist() == [[-1], [0]]  # at the second moment the first has happened
 
 
+def test_without_a_clock_a_long_history_keeps_a_fixed_random_choice(tmp_path: Path) -> None:
+    """Two hundred users saw the same twenty jobs; of each history four are kept, and no job is favoured."""
+    log = [(u, i, 0, "view", "train") for u in range(200) for i in range(20)]
+    ends = [(u, 20, 0, "view", part) for u in range(200) for part in ("valid", "test", "late")]
+    data = world(tmp_path / "a", log + ends, "none")
+    (batch,) = build_task(data, "valid", history_length=4).batches
+    kept = np.bincount(batch.history.flatten().numpy(), minlength=20)
+    assert kept.sum() == 4 * 200
+    assert len(kept) == 20
+    assert kept.min() > 20, "each is expected 40 times, give or take 6"
+    assert kept.max() < 60
+    # a choice of the pair alone: other rows, another order of the log, newcomers
+    moved = world(tmp_path / "b", [(-5, 3, 0, "view", "train"), *reversed(log), *ends], "none")
+    (again,) = build_task(moved, "valid", history_length=4).batches
+    assert again.history.tolist() == batch.history.tolist()
+
+
 def test_a_log_without_any_history_event_makes_empty_histories(tmp_path: Path) -> None:
     log = [(1, i, i, "apply", part) for i, part in enumerate(PARTS)]
     data = world(tmp_path, log, "time")

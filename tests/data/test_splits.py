@@ -1,9 +1,12 @@
 """Split rules: hand-worked examples, and what must hold for any log."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -119,7 +122,8 @@ def random(
     *rows: tuple[int, int, int], valid: float = 0.25, test: float = 0.25, min_items: int = 3, seed: int = 0
 ) -> np.ndarray:
     user, group, positive = columns(*rows)
-    return splits.random_per_user(user, group, positive.astype(bool), valid, test, min_items, seed)
+    pair = splits.pair_hash(user.astype(np.uint64), group.astype(np.uint64))
+    return splits.random_per_user(user, group, positive.astype(bool), pair, valid, test, min_items, seed)
 
 
 def test_random_per_user_takes_whole_shares_of_each_users_jobs() -> None:
@@ -144,11 +148,52 @@ def test_another_event_of_a_held_out_pair_goes_with_it_and_an_impression_of_it_i
 
 
 def test_cold_items_hold_out_whole_jobs_in_about_the_right_shares() -> None:
-    item = np.arange(100_000) % 20_000
+    item = (np.arange(100_000) % 20_000).astype(np.uint64)
     split = splits.cold_items(item, 0.1, 0.3, seed=1)
     assert (split == np.tile(split[:20_000], 5)).all()
     assert np.bincount(split) / len(split) == pytest.approx([0.6, 0.1, 0.3], abs=0.01)
     assert (split != splits.cold_items(item, 0.1, 0.3, seed=2)).any()
+
+
+def test_a_hash_is_the_beginning_of_the_md5_of_the_id_as_text() -> None:
+    with duckdb.connect() as con:
+        for ids, texts in (([7, -12, 2**40], ["7", "-12", str(2**40)]), (["7", "Zürich"], ["7", "Zürich"])):
+            expected = [int.from_bytes(hashlib.md5(t.encode()).digest()[:8]) for t in texts]
+            assert splits.id_hashes(con, pa.array(ids)).tolist() == expected
+
+
+@pytest.mark.parametrize("rule", ["random_per_user", "cold_items"])
+@pytest.mark.parametrize("kind", ["integer", "text"])
+def test_new_users_and_items_leave_earlier_choices_as_they_were(tmp_path: Path, rule: str, kind: str) -> None:
+    """The newcomers' ids come before and between the old ones, hence every row number changes."""
+    name = (lambda i: i) if kind == "integer" else (lambda i: f"x{i:04d}")
+    old = [(name(10 * u), name(10 * i), 1) for u in range(20) for i in range(u % 7, 40, 3)]
+    new = [(name(10 * u - 5), name(5 * i), 1) for u in range(20) for i in range(-1, 80)]
+    found = []
+    for folder, log in (("before", old), ("after", new + old)):
+        write(tmp_path / folder / "log.parquet", events(*log))
+        data = prepared(tmp_path / folder, split={"rule": rule, "valid": 0.2, "test": 0.2})
+        e = data.examples("train", "valid", "test")
+        users, items = (
+            data.ids(side).take(pa.array(r)).to_pylist() for side, r in (("user", e.user), ("item", e.item))
+        )
+        found.append(dict(zip(zip(users, items, strict=True), e.split.tolist(), strict=True)))
+    before, after = found
+    assert set(before.values()) == {TRAIN, VALID, TEST}
+    assert {pair: after[pair] for pair in before} == before
+
+
+def test_reposts_share_the_fate_of_their_family(tmp_path: Path) -> None:
+    write(tmp_path / "log.parquet", events(*((u, i, 1) for u in range(30) for i in range(60))))
+    families = [{"item": i, "family": None if i % 10 == 9 else f"f{i // 10}"} for i in range(60)]
+    write(tmp_path / "items.csv", families)
+    split = {"rule": "cold_items", "valid": 0.3, "test": 0.3}
+    data = prepared(tmp_path, split=split, items={"files": "items.csv", "group": "family"})
+    e = data.examples("train", "valid", "test")
+    fates = {f: {int(s) for i, s in zip(e.item, e.split, strict=True) if families[i]["family"] == f}
+             for f in (row["family"] for row in families) if f}  # fmt: skip
+    assert len(fates) == 6
+    assert all(len(splits_) == 1 for splits_ in fates.values())
 
 
 # --- properties --------------------------------------------------------------------------------------------
