@@ -7,6 +7,7 @@ from pipeline.console import user_errors
 from pipeline.datasets import ensure_prepared
 from pipeline.evaluating import evaluate_run
 from pipeline.runs import Run
+from towers.index import Fusion
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="eval")
@@ -16,7 +17,8 @@ def main(config: DictConfig) -> None:
     run = Run.open(config.run)
     dataset = ensure_prepared(run.config)
     tasks = [config.task] if config.task else list(dataset.info["tasks"])
-    evaluate_run(run, tasks, dataset=dataset, dim=config.dim)
+    fusion = Fusion(**config.fusion) if config.fusion.method else None
+    evaluate_run(run, tasks, dataset=dataset, dim=config.dim, fusion=fusion)
 
 
 if __name__ == "__main__":

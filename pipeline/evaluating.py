@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from data.prepared import PreparedDataset
 from data.tasks import build_task
 from pipeline import build
 from pipeline.console import err, progress, say
+from pipeline.fusing import fused
 from pipeline.oracle import share_of_best
 from pipeline.runs import Run
 from towers.errors import ConfigError
@@ -24,6 +26,7 @@ from towers.evaluation.results import Evaluation
 from towers.evaluation.slices import history_length, target_warmth
 from towers.evaluation.table import table
 from towers.evaluation.task import Task
+from towers.index.fusion import Fusion
 from towers.model.baselines import fitted
 from towers.model.baselines.fitted import Fitted
 from towers.model.module import Retrieval
@@ -62,18 +65,21 @@ def evaluate_run(
     dataset: PreparedDataset,
     module: Retrieval | Fitted | None = None,
     dim: int | None = None,
+    fusion: Fusion | None = None,
 ) -> dict[str, float]:
     """Rank these tasks with a run's best weights; write ``eval/TASK/``; return all metrics, keyed ``TASK/METRIC``.
 
-    With ``dim``, vectors are cut to so many dimensions, and the folder is ``eval/TASK-DIM``.
+    With ``dim``, vectors are cut to so many dimensions, and the folder is ``eval/TASK-DIM``; with ``fusion``, the words
+    of the queries are searched by BM25 too, and it is ``eval/TASK-METHOD``.
     """
     module = module or load_model(run, dataset, dim)
     out: dict[str, float] = {}
     for name in tasks:
         length = WHOLE if isinstance(module, Fitted) else dataset.schema.history_length
         task = build_task(dataset, name, history_length=length)
-        result, extra = evaluate_task(run, task, dataset, module)
-        folder = run.folder / "eval" / (name if dim is None else f"{name}-{dim}")
+        result, extra = evaluate_task(run, task, dataset, module, fusion)
+        marks = [name, *([] if dim is None else [str(dim)]), *([] if fusion is None else [fusion.method])]
+        folder = run.folder / "eval" / "-".join(marks)
         result.save(folder, dataset.ids("user").take(task.user), dataset.ids("item"), extra)
         out |= result.flat(name) | {f"{name}/{k}": v for k, v in extra.items() if isinstance(v, float)}
         write_report(folder / "report.html", result, examples(result, dataset), {**extra, **_origin(run)})
@@ -100,7 +106,7 @@ def _origin(run: Run) -> dict[str, Any]:
 
 
 def evaluate_task(
-    run: Run, task: Task, dataset: PreparedDataset, module: Retrieval | Fitted
+    run: Run, task: Task, dataset: PreparedDataset, module: Retrieval | Fitted, fusion: Fusion | None = None
 ) -> tuple[Evaluation, dict[str, Any]]:
     """One task, with slices by history length and by whether a target was seen in training."""
     config = run.config
@@ -122,18 +128,25 @@ def evaluate_task(
             "progress": count,
         }
         if isinstance(module, Fitted):
+            if fusion is not None:
+                raise ConfigError("a baseline is not fused; leave fusion.method out")
             tell("scoring", 0.0)
             result = evaluate_scores(task, module.scorer(task), **options)
         else:
             tell("embedding the candidates", 0.0)
             embedder = module.embedder()
             candidates = embedder.embed_items(task.candidates)
-            result = evaluate(task, embedder.embed_queries(task.batches), candidates, **options)
+            queries = embedder.embed_queries(task.batches)
+            if fusion is None:
+                result = evaluate(task, queries, candidates, **options)
+            else:
+                result = evaluate_scores(task, fused(task, dataset, queries, candidates, fusion), **options)
     warm = dataset.events("item")[task.targets.values] > 0
     extra: dict[str, Any] = {
         "refitted": dataset.refit,
         "run": str(run.folder),
         "cold_share_of_targets": float(1 - warm.mean()),
+        **({} if fusion is None else {"fusion": asdict(fusion)}),
     }
     source = Path(config.data.get("source") or "")
     if (source / "truth").is_dir():
