@@ -20,10 +20,12 @@ from towers.model.callbacks import ProgressBar, StopOnNonFiniteLoss, Throughput
 from towers.model.contrast import VectorLoss
 from towers.model.encoders import EncoderSettings
 from towers.model.history import HistorySettings
+from towers.model.losses import binary, bpr, cosine_contrastive, sampled_softmax
 from towers.model.mining import Mined
 from towers.model.module import Retrieval, TrainingData
-from towers.model.negatives import CrossBatch, Full, InBatch, Mixed, Uniform
+from towers.model.negatives import CrossBatch, Full, InBatch, Mixed, Popularity, Uniform
 from towers.model.optimisers import OptimiserSettings
+from towers.model.similarity import Similarity
 from towers.model.tables import FeatureTable
 from towers.model.tower import TowerSettings
 from towers.model.two_tower import TwoTower
@@ -402,3 +404,30 @@ def test_losses_over_vectors_take_a_step_in_any_precision(tmp_path: Path, loss: 
         fit(module, tmp_path, loader(2), precision=precision)
         assert weights(module).isfinite().all()
         assert not torch.equal(before, weights(module))
+
+
+LEARNERS: dict[str, dict[str, Any]] = {
+    "margin": {"loss": partial(sampled_softmax, margin=1.0)},
+    "bpr": {"loss": bpr, "correct_negatives": False, "sampler": partial(Uniform, n=4)},
+    "binary": {"loss": binary, "correct_negatives": False, "sampler": partial(Uniform, n=4)},
+    "nce": {"loss": binary, "correct_positive": True, "sampler": partial(Popularity, n=6)},
+    "generalised binary": {"loss": GeneralisedBinary(), "correct_negatives": False, "sampler": partial(Uniform, n=4)},
+    "cosine contrastive": {"loss": partial(cosine_contrastive, negative_weight=10.0), "correct_negatives": False},
+    "alignment": {"loss": AlignmentUniformity(), "sampler": InBatch},
+    "chunked": {"loss": ChunkedSoftmax(3)},
+    "multi-positive": {"loss": MultiPositive()},
+    "cross-batch": {"sampler": partial(CrossBatch, n=16)},
+    "mined": {"sampler": partial(Mined, base=partial(Uniform, n=2), n=2, nearest=3, start=5, ramp=5, every=5)},
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_loss_and_sampler_learns_a_tiny_world_by_heart(tmp_path: Path, name: str) -> None:
+    users = list(range(8))
+    cosine = name in ("cosine contrastive", "alignment")
+    module = mf(8, 8, **{"optimiser": OptimiserSettings(learning_rate=0.1), "ks": (1,), **LEARNERS[name]})
+    module.model.similarity = Similarity("cosine" if cosine else "dot")
+    fit(module, tmp_path, Batches([plain(users, users)]), max_epochs=60)
+    e = module.embedder()
+    (queries,) = e.embed_queries([plain(users, users)])
+    assert (queries @ e.embed_items().T).argmax(1).tolist() == users
