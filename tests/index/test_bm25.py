@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from towers.index.bm25 import Bm25, Terms
 
-WORDS = Terms(chars=())
+WORDS = Terms(words=(1,), chars=(), b=0.75)
 TITLES = ["nurse", "ward nurse", "ward ward clerk", "", None]
 TEXT = st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), max_size=6).map(" ".join)
 

@@ -37,7 +37,7 @@ def test_a_rank_is_one_more_than_how_many_are_better(scores: list[float], depth:
 
 
 def test_fused_by_rank_by_hand() -> None:
-    bm25 = Bm25(TITLES, Terms(chars=()))
+    bm25 = Bm25(TITLES, Terms(words=(1,), chars=()))
     tower = np.array([[0.1, 0.9, 0.5, -np.inf, 0.2]], np.float32)  # places 4, 1, 2, -, 3
     fused = Fusion("rrf", weight=2.0).scores(tower, bm25, ["nurse"])[0]  # BM25: "nurse" first, "ward nurse" second
     np.testing.assert_allclose(fused[:3], [1 / 64 + 2 / 62, 1 / 61 + 2 / 61, 1 / 62], rtol=1e-6)
@@ -46,7 +46,7 @@ def test_fused_by_rank_by_hand() -> None:
 
 
 def test_fused_by_score_adds_what_bm25_says_relative_to_a_perfect_match() -> None:
-    bm25 = Bm25(TITLES, Terms(chars=()))
+    bm25 = Bm25(TITLES, Terms(words=(1,), chars=()))
     tower = np.array([[0.1, 0.2, 0.3, 0.4, -np.inf]], np.float32)
     fused = Fusion("sum", weight=0.5).scores(tower, bm25, ["nurse"])[0]
     assert abs(fused[1] - (0.2 + 0.5)) < 1e-6

@@ -31,16 +31,18 @@ class Terms:
 
     Attributes:
         words: sizes of word n-grams.
-        chars: sizes of character n-grams inside words. They match "nurses" with "nurse"; for titles, which are short
-            and inflected, they are worth more than words (docs/search.md).
+        chars: sizes of character n-grams inside words, which match "nurses" with "nurse".
         k1: how slowly repetition saturates.
         b: how much long documents are held back: 0 not at all, 1 in proportion.
+
+    The defaults are those of titles, which are short and inflected, and in which each further word narrows the meaning
+    (docs/search.md has the comparison). Longer texts want ``words=(1,), chars=(), b=0.75``.
     """
 
-    words: tuple[int, ...] = (1,)
+    words: tuple[int, ...] = ()
     chars: tuple[int, ...] = (3, 4)
     k1: float = 1.2
-    b: float = 0.75
+    b: float = 1.0
 
     def of(self, text: str) -> Counter[str]:
         """The terms of a text, counted."""
