@@ -27,7 +27,8 @@ OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True)
 @user_errors
 def main(config: DictConfig) -> float | None:
     """Train, evaluate, and return the metric that a sweep optimises."""
-    return train(config, Path(HydraConfig.get().runtime.output_dir))
+    told = HydraConfig.get()
+    return train(config, Path(told.runtime.output_dir), told.overrides.task)
 
 
 if __name__ == "__main__":

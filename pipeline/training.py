@@ -6,22 +6,25 @@ import logging
 import math
 import signal
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra.utils
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from data.module import RetrievalData
+from data.prepared import PreparedDataset
 from pipeline import build, fitting
 from pipeline.console import say
-from pipeline.datasets import ensure_prepared
+from pipeline.datasets import dataset_spec, ensure_prepared
 from pipeline.evaluating import evaluate_run
 from pipeline.runs import Run
+from pipeline.settings import effective
 from towers.errors import ConfigError
 from towers.model.callbacks import KeepLast, ProgressBar, StopOnNonFiniteLoss, Throughput
 from towers.model.module import Retrieval
@@ -32,25 +35,24 @@ _NOISE = (".*does not have many workers.*", ".*`IterableDataset` has `__len__` d
           ".*You have overridden `transfer_batch_to_device`.*", ".*isinstance\\(treespec, LeafSpec\\).*")  # fmt: skip
 
 
-def train(config: DictConfig, folder: Path) -> float | None:
+def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> float | None:
     """Train one run in ``folder``.
 
     Args:
         config: the composed config of ``configs/train.yaml``.
         folder: the run folder; with ``resume`` the one to go on with.
+        overrides: what the command line says; ``resume`` and ``refit`` refuse what is not as it was.
 
     Returns:
         The best value of the validation metric; None for a refit, which has no validation.
     """
-    if config.refit:
-        config = refit_config(config)
-    elif config.resume:
-        config = resumed_config(config)
+    config = effective(config, overrides)
     run = Run(folder)
     dataset = ensure_prepared(config)
+    tasks = evaluation_tasks(config, dataset)
     run.begin(config, dataset.folder)
     if build.baseline(config) is not None:
-        return fitting.fit(config, run, dataset, evaluation_tasks(config, dataset.info["tasks"]), _loggers(config, run))
+        return fitting.fit(config, run, dataset, tasks, _loggers(config, run))
     pl.seed_everything(config.seed, workers=True, verbose=False)
     _quiet()
     # With deterministic algorithms torch would also fill memory that is about to be overwritten.
@@ -105,7 +107,6 @@ def train(config: DictConfig, folder: Path) -> float | None:
     }
     if trainer.is_global_zero:
         run.finish(outcome)
-        tasks = evaluation_tasks(config, dataset.info["tasks"])
         outcome["metrics"] = evaluate_run(run, tasks, dataset=dataset)
         run.finish(outcome)
         fitting.close(trainer.loggers, outcome["metrics"], trainer.global_step)
@@ -152,39 +153,22 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", pattern)
 
 
-def evaluation_tasks(config: DictConfig, known: dict[str, Any]) -> list[str]:
-    """The tasks ranked at the end: ``evaluate``, or the selecting one, or all that a refit still has."""
-    if config.evaluate is not None:
-        return list(known) if config.evaluate == "all" else [t for t in config.evaluate if t in known]
-    return list(known) if config.refit else [config.data.get("select", "valid")]
+def evaluation_tasks(config: DictConfig, dataset: PreparedDataset) -> list[str]:
+    """The tasks ranked at the end: ``evaluate``, or the selecting one, or all that a refit still has.
 
-
-def refit_config(config: DictConfig) -> DictConfig:
-    """The settings of the run named by ``refit``, for the number of epochs that it chose, on train + validation."""
-    chosen = Run.open(config.refit)
-    metrics = chosen.metrics
-    if not metrics:
-        raise ConfigError(f"{chosen.folder} has not finished; refit=RUN needs a finished run")
-    if metrics["refitted"]:
-        raise ConfigError(f"{chosen.folder} is a refit itself; give the run that chose the settings")
-    out = chosen.config
-    with open_dict(out):
-        out.refit, out.resume = str(chosen.folder), None
-        out.schedule_epochs = out.schedule_epochs or out.trainer.max_epochs
-        out.trainer.max_epochs = metrics["best_epoch"]
-        out.trainer.min_epochs = None
-        for key in ("shared", "var", "runs", "threads", "memory", "evaluate"):
-            out[key] = config[key]
-        out.seed = config.seed
-    return out
-
-
-def resumed_config(config: DictConfig) -> DictConfig:
-    """The settings of the run that is resumed, whatever else the command line says."""
-    out = Run.open(config.resume).config
-    with open_dict(out):
-        out.resume = config.resume
-    return out
+    Raises:
+        ConfigError: the data have no such task.
+    """
+    known, wanted = list(dataset.info["tasks"]), config.evaluate
+    if wanted == "all" or (wanted is None and config.refit):
+        return known
+    if wanted is None:
+        return [config.data.get("select", "valid")]
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    declared = [name for name, _ in dataset_spec(config).tasks]
+    if unknown := [name for name in names if name not in declared]:
+        raise ConfigError(f"evaluate: no task {unknown[0]!r}; there are {declared}, or `all`")
+    return [name for name in names if name in known]  # a refit has no validation
 
 
 def _best(config: DictConfig, run: Run) -> ModelCheckpoint | None:
