@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.model.helpers import ids_only, infos, table
 from towers.errors import ConfigError
 from towers.features import FeatureInfo, Kind
+from towers.model.closed_form.content import RIDGE, pooling_matrix
 from towers.model.closed_form.factors import Factors, assign
 from towers.model.closed_form.ials import eigenbasis, ials, solve
 from towers.model.closed_form.interactions import Interactions
@@ -248,28 +249,39 @@ def distinct(n: int = ITEMS) -> FeatureTable:
     return FeatureTable({"id": ids, "skills": some.column("skills")})
 
 
-def test_known_items_get_their_factors_and_new_ones_what_their_content_says() -> None:
+def test_known_items_get_their_factors() -> None:
     m, items = hybrid(CONTENT), distinct()
-    f = Factors(torch.randn(ITEMS, 4), torch.randn(ITEMS, 4), {"skills": torch.randn(12, 4)})
+    f = Factors(torch.randn(ITEMS, 4), torch.randn(ITEMS, 4))
     assign(m, f, items)
-    got = candidates(m, items)
-    torch.testing.assert_close(got[:-1], f.item[:-1])
-    bag = m.item_inputs.encoder("skills")
-    torch.testing.assert_close(got[-1:], bag(items.column("skills")[-1:]))
+    torch.testing.assert_close(candidates(m, items)[:-1], f.item[:-1])
     assert f.history is not None
     torch.testing.assert_close(m.history_inputs(items(torch.arange(ITEMS - 1))), f.history[:-1])
 
 
-def test_without_tables_content_is_silent_but_can_learn() -> None:
+def test_new_items_get_what_content_says_of_the_known_ones() -> None:
+    """Ridge regression on the weights with which the bag pools its values, solved densely here."""
     m, items = hybrid(CONTENT), distinct()
-    assign(m, Factors(torch.randn(ITEMS, 4)), items)
-    got = candidates(m, items)
-    assert (got[-1] == 0).all()
-    got.sum().backward()  # type: ignore[no-untyped-call]
+    f = Factors(torch.randn(ITEMS, 4), torch.randn(ITEMS, 4))
     bag = m.item_inputs.encoder("skills")
     assert isinstance(bag, Bag)
-    assert bag.table.weight.grad is not None
-    assert bag.table.weight.grad.abs().sum() > 0
+    x = pooling_matrix(bag, items.column("skills")).toarray()
+    assert np.allclose(x.sum(1), 1.0)  # a mean, before training
+    assign(m, f, items)
+    known = x[:-1]
+    wanted = x[-1] @ np.linalg.solve(known.T @ known + RIDGE * np.eye(x.shape[1]), known.T @ f.item[:-1].numpy())
+    np.testing.assert_allclose(candidates(m, items)[-1].detach().numpy(), wanted, atol=1e-5)
+
+
+def test_content_that_decides_the_factors_is_believed() -> None:
+    """Where items of one category share a vector and are many, a new item of the category has it too."""
+    category = FeatureInfo("category", Kind.CATEGORICAL, 0, 5)
+    ids = torch.arange(201, dtype=torch.int32) + 3
+    ids[-1] = 2
+    items = FeatureTable({"id": ids, "category": torch.arange(201, dtype=torch.int32) % 2 + 3})
+    m = TwoTower([], [FeatureInfo("id", Kind.ID, 0, 204), category], dim=4, user=SUM, item=SUM).eval()
+    two = torch.randn(2, 4)
+    assign(m, Factors(two[torch.arange(201) % 2]), items)
+    torch.testing.assert_close(candidates(m, items)[-1], two[0], rtol=0.02, atol=0.02)
 
 
 def test_user_features_start_silent() -> None:

@@ -117,15 +117,20 @@ class Bag(Encoder):
 
     def forward(self, ids: Tensor) -> Tensor:
         """``[n, W]`` ids, filled up with ``PAD`` → ``[n, d]``."""
-        weight = self.log_weight(ids).squeeze(-1).exp().masked_fill(ids == PAD, 0.0)
-        total = weight.sum(-1, keepdim=True)
-        weight = weight / torch.where(total > 0, total, 1.0) ** self.length_power  # an empty list stays at zero
+        weight = self.weights(ids)
         if torch.onnx.is_in_onnx_export():  # ONNX Runtime gathers and multiplies several times faster than it bags
             out: Tensor = (weight.unsqueeze(-2) @ self.table(ids)).squeeze(-2)
             return out
         return F.embedding_bag(
             ids, self.table.weight, mode="sum", per_sample_weights=weight, sparse=self.table.sparse, padding_idx=PAD
         )
+
+    def weights(self, ids: Tensor) -> Tensor:
+        """``[n, W]`` ids → ``[n, W]`` what each embedding is multiplied by."""
+        weight = self.log_weight(ids).squeeze(-1).exp().masked_fill(ids == PAD, 0.0)
+        total = weight.sum(-1, keepdim=True)
+        out: Tensor = weight / torch.where(total > 0, total, 1.0) ** self.length_power  # an empty list stays at zero
+        return out
 
 
 def log_idf(info: FeatureInfo) -> Tensor:

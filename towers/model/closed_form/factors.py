@@ -5,8 +5,8 @@ Shapes: ``I`` items, ``V`` values of a feature, ``d`` factors, which is the mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from towers.errors import ConfigError
 from towers.features import FIRST, Kind
+from towers.model.closed_form.content import fit_tables
 from towers.model.closed_form.interactions import Interactions
 from towers.model.encoders import Bag, Lookup
 from towers.model.ridge import Ridge
@@ -31,15 +32,12 @@ class Factors:
     Attributes:
         item: ``[I, d]`` candidate vectors.
         history: ``[I, d]`` what items contribute to a history; None: the candidate vectors.
-        features: ``[V, d]`` tables of content features by name; features that are not named get zeros, so that
-            known items have exactly the vectors above, and new ones what the tables say.
         gram: ``[d]`` diagonal of Γ, for users who are folded in (see ``FoldIn``); None: the method has no fold-in.
         ridge: its λ.
     """
 
     item: Tensor
     history: Tensor | None = None
-    features: Mapping[str, Tensor] = field(default_factory=dict)
     gram: Tensor | None = None
     ridge: Ridge | None = None
 
@@ -56,8 +54,10 @@ class ClosedForm(Protocol):
 def assign(model: TwoTower, factors: Factors, items: FeatureTable) -> None:
     """Write factors into a model's tables, so that its vectors are theirs.
 
-    An item's vector is the sum of what its features give; the id gets what the others leave. User features start at
-    zero: a user is her pooled history, until training says otherwise.
+    An item's vector is the sum of what its features give. Categorical content gets tables that say of the factors
+    what content can say (see ``content``), so that new items have vectors; the id gets what is left, so that known
+    items have theirs. All other item features, and those of users, start at zero: a user is her pooled history, until
+    training says otherwise.
 
     Args:
         model: the towers. Items are a sum of encoders (``fusion: sum``, ``body: none``) with an id among them.
@@ -67,30 +67,22 @@ def assign(model: TwoTower, factors: Factors, items: FeatureTable) -> None:
     Raises:
         ConfigError: with every setting that does not fit, and its cure.
     """
-    separate = model.history_item_inputs
     if problems := _problems(model, factors, items):
         raise ConfigError("init cannot write its factors into this model:\n" + "\n".join(f"  - {p}" for p in problems))
-    name = _id_feature(model, items)
+    name, pooling = _id_feature(model, items), model.pooling
     assert name is not None
-    _fill(model.item_inputs, name, factors.item, factors.features, items)
-    fold_in = model.pooling.fold_in if model.pooling is not None else None
-    if fold_in is not None and factors.gram is not None and factors.ridge is not None:
-        fold_in.set(factors.gram, factors.ridge)
-    if separate is not None:
-        _fill(
-            separate,
-            name,
-            factors.item if fold_in is not None or factors.history is None else factors.history,
-            factors.features,
-            items,
-        )
-    if model.pooling is not None:
-        # What candidates have in common. Not zero: a cosine's slope there is without bound, and training would take it.
-        model.pooling.no_history.copy_(factors.item.mean(0))
+    assert pooling is not None
+    folds_in = pooling.fold_in is not None
+    if pooling.fold_in is not None and factors.gram is not None and factors.ridge is not None:
+        pooling.fold_in.set(factors.gram, factors.ridge)
+    _fill(model.item_inputs, name, factors.item, items)
+    if model.history_item_inputs is not None:
+        history = factors.item if folds_in or factors.history is None else factors.history
+        _fill(model.history_item_inputs, name, history, items)
+    # What candidates have in common. Not zero: a cosine's slope there is without bound, and training would take it.
+    pooling.no_history.copy_(factors.item.mean(0))
     for encoder in model.user_inputs.encoders.values():
-        for p in encoder.parameters():
-            if p.dim() > 1:
-                p.zero_()
+        _silence(encoder)
 
 
 def _problems(model: TwoTower, factors: Factors, items: FeatureTable) -> list[str]:
@@ -115,9 +107,6 @@ def _problems(model: TwoTower, factors: Factors, items: FeatureTable) -> list[st
         out.append("items differ as candidates and in histories; set model.history.table=separate")
     if model.dim != d:
         out.append(f"there are {d} factors and model.dim is {model.dim}; set model.dim={d}")
-    wrong = sorted(set(factors.features) - set(model.item_features))
-    if wrong:
-        out.append(f"the item tower does not read {wrong}; do not exclude them in model.item")
     return out
 
 
@@ -132,21 +121,29 @@ def _id_feature(model: TwoTower, items: FeatureTable) -> str | None:
     return None
 
 
-def _fill(inputs: Inputs, id_name: str, vectors: Tensor, tables: Mapping[str, Tensor], items: FeatureTable) -> None:
-    """Tables first, then each id's row: what is left to its item's vector."""
-    for name in inputs.names:
-        encoder = inputs.encoder(name)
-        if isinstance(encoder, Lookup | Bag) and name in tables:
-            encoder.table.weight.copy_(tables[name])
+def _silence(encoder: nn.Module) -> None:
+    """Make an encoder give zeros, from which it can still learn."""
+    silent = [encoder.table.weight] if isinstance(encoder, Bag | Lookup) else list(encoder.parameters())
+    for p in silent:
+        p.zero_()
+
+
+def _fill(inputs: Inputs, id_name: str, vectors: Tensor, items: FeatureTable) -> None:
+    """Content first, then each id's row: what is left to its item's vector."""
+    encoders = {name: inputs.encoder(name) for name in inputs.names}
+    table = encoders.pop(id_name)
+    assert isinstance(table, Lookup)
+    _silence(table)
+    ids = items.column(id_name).long()
+    content = {n: e for n, e in encoders.items() if isinstance(e, Bag | Lookup)}
+    tables = fit_tables(content, {n: items.column(n) for n in content}, vectors, ids >= FIRST)
+    for name, encoder in encoders.items():
+        if name in content:
+            content[name].table.weight.copy_(tables[name])
         else:
-            for p in encoder.parameters():
-                if p.dim() > 1 and not (isinstance(encoder, Bag) and p is encoder.log_weight.weight):
-                    p.zero_()
+            _silence(encoder)
     was = inputs.training
     inputs.eval()
-    table = inputs.encoder(id_name)
-    assert isinstance(table, Lookup)
-    ids = items.column(id_name).long()
     for rows in torch.split(torch.arange(len(items)), 8192):
         rest = inputs(items(rows))
         here = ids[rows]
