@@ -152,6 +152,12 @@ def test_words_and_ngrams_by_hand() -> None:
     assert len(hashed("many words are here", 1 << 20, (1,), (), 2)) == 2
 
 
+def test_a_word_said_often_may_stand_in_the_list_more_than_once() -> None:
+    a, b = crc32(b"a") % (1 << 20), crc32(b"b") % (1 << 20)
+    assert hashed("a a a b", 1 << 20, (1,), (), 9, repeats=True) == [a, a, b]  # 1 + ⌊log₂ 3⌋ and 1 + ⌊log₂ 1⌋
+    assert hashed("a a a a b", 1 << 20, (1,), (), 2, repeats=True) == [a, a]
+
+
 # --- what cannot be encoded --------------------------------------------------------------------------------
 
 
@@ -291,3 +297,13 @@ def test_nothing_but_training_rows_is_looked_at() -> None:
     without = Featurizer.fit(features, table.slice(0, 2), np.array([1, 1]), "user").encode(table)
     for name, array in with_it.items():
         assert array.tolist() == without[name].tolist()
+
+
+def test_repeated_words_reach_the_encoded_text_and_are_counted_once_by_text() -> None:
+    feature = Feature("title", Kind.TEXT, ("x",), max_length=6, words=(1,), chars=(), buckets=1 << 18, repeats=True)
+    f = fitted(feature, ["wire wire drawer", "drawer"])
+    assert f.infos[0].counts is not None
+    assert sorted(f.infos[0].counts.tolist())[-2:] == [1, 2]  # wire in one text, drawer in two
+    row = encoded(f, ["wire wire wire new words"])[0]
+    assert row[0] == row[1] > OOV
+    assert row[2:] == [OOV, PAD, PAD, PAD]

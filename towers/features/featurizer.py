@@ -205,7 +205,7 @@ def _fit(f: Feature, rows: pa.Table, events: NDArray[np.int64], id_column: str) 
         f = Feature(**{**f.__dict__, "columns": (id_column,)})
         return _Fitted(f, Vocabulary.fit(_column(rows, id_column, f.name), events, **limits))
     if f.kind is Kind.TEXT:
-        lists = _hash_texts(f, rows, f.name)
+        lists = _hash_texts(replace(f, repeats=False), rows, f.name)  # counts are of texts, not of repetitions
         flat = np.fromiter((b for row in lists for b in row), np.int64)
         return _Fitted(f, Vocabulary.fit(pa.array(flat), **limits))
     column = _column(rows, f.columns[0], f.name)
@@ -233,7 +233,7 @@ def _encode(fitted: _Fitted, table: pa.Table | Mapping[str, Any], where: str) ->
         lists = _hash_texts(f, table, here)
         lengths = np.fromiter(map(len, lists), np.int64, len(lists))
         flat = np.fromiter((b for row in lists for b in row), np.int64, int(lengths.sum()))
-        return _pad(vocabulary.encode(pa.array(flat), here), lengths, f.max_length)
+        return _pad(vocabulary.encode(pa.array(flat), here), lengths, f.max_length, f.repeats)
     column = _column(table, f.columns[0], here)
     if f.kind in (Kind.ID, Kind.CATEGORICAL):
         assert vocabulary is not None
@@ -255,16 +255,16 @@ def _encode(fitted: _Fitted, table: pa.Table | Mapping[str, Any], where: str) ->
     return _vectors(column, f, here)
 
 
-def _pad(flat: NDArray[np.int32], lengths: NDArray[np.int64], width: int) -> NDArray[np.int32]:
+def _pad(flat: NDArray[np.int32], lengths: NDArray[np.int64], width: int, repeats: bool = False) -> NDArray[np.int32]:
     """Lists end to end → ``[n, width]``, cut or filled with PAD; an empty list says MISSING.
 
     Repeated ids of a list (several unknown values, say) count once, so that three unknown skills
-    weigh no more than one.
+    weigh no more than one; with ``repeats`` only unknown values are counted so.
     """
     n = len(lengths)
     row = np.repeat(np.arange(n), lengths)
     _, first = np.unique(row * (int(flat.max(initial=0)) + 1) + flat, return_index=True)
-    keep = np.sort(first)
+    keep = np.union1d(first, np.flatnonzero(flat >= FIRST)) if repeats else np.sort(first)
     row, flat = row[keep], flat[keep]
     lengths = np.bincount(row, minlength=n)
     place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -285,7 +285,7 @@ def _hash_texts(f: Feature, table: pa.Table | Mapping[str, Any], where: str) -> 
             raise DataError(f"column {name!r} is {column.type}; text wants strings", where=where, cure="cast it")
         columns.append(column.to_pylist())
     texts = (" ".join(p for p in parts if p) for parts in zip(*columns, strict=True))
-    return [hashed(t, f.buckets, f.words, f.chars, f.max_length) for t in texts]
+    return [hashed(t, f.buckets, f.words, f.chars, f.max_length, f.repeats) for t in texts]
 
 
 def _lists(column: pa.Array, f: Feature, where: str) -> pa.Array:

@@ -38,6 +38,8 @@ class Feature:
         log: numeric: take ``sign(x) log(1 + |x|)`` first.
         words: text: sizes of word n-grams.
         chars: text: sizes of character n-grams.
+        repeats: text: an n-gram that occurs ``n`` times stands ``1 + ⌊log₂ n⌋`` times in the list, so that what a long
+            text says again and again counts more.
         dim: vector: its length.
         vocabulary: ``items.NAME``: one vocabulary with that item feature, because both are the same kind of
             text or value (a query and a job's title, the skills of members and of jobs); of user and context features.
@@ -56,6 +58,7 @@ class Feature:
     log: bool = False
     words: tuple[int, ...] = (1, 2)
     chars: tuple[int, ...] = (3, 4)
+    repeats: bool = False
     dim: int = 0
     vocabulary: str | None = None
     fit: str = "train"

@@ -50,11 +50,27 @@ def bucket(gram: str, buckets: int) -> int:
     return crc32(gram.encode()) % buckets
 
 
-def hashed(text: str, buckets: int, word_sizes: tuple[int, ...], char_sizes: tuple[int, ...], limit: int) -> list[int]:
-    """At most ``limit`` distinct buckets of a text, words first."""
-    seen: dict[int, None] = {}
+def hashed(
+    text: str,
+    buckets: int,
+    word_sizes: tuple[int, ...],
+    char_sizes: tuple[int, ...],
+    limit: int,
+    repeats: bool = False,
+) -> list[int]:
+    """At most ``limit`` buckets of a text, words first; each once, or with ``repeats`` ``1 + ⌊log₂ n⌋`` times.
+
+    >>> len(hashed("data, data and more data", 1 << 20, (1,), (), 9))
+    3
+    >>> len(hashed("data, data and more data", 1 << 20, (1,), (), 9, repeats=True))
+    4
+    """
+    seen: dict[int, int] = {}
     for gram in ngrams(text, word_sizes, char_sizes):
-        seen.setdefault(bucket(gram, buckets))
-        if len(seen) >= limit:
+        place = bucket(gram, buckets)
+        seen[place] = seen.get(place, 0) + 1
+        if not repeats and len(seen) >= limit:
             break
-    return list(seen)
+    if not repeats:
+        return list(seen)
+    return [place for place, n in seen.items() for _ in range(n.bit_length())][:limit]
