@@ -45,7 +45,7 @@ def test_data_configs_are_valid(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("group", "name"),
-    [(g, n) for g in ("model", "negatives", "loss", "optimiser", "trainer", "logger") for n in names(g)],
+    [(g, n) for g in ("model", "init", "negatives", "loss", "optimiser", "trainer", "logger") for n in names(g)],
 )
 def test_groups_compose_and_resolve(group: str, name: str) -> None:
     OmegaConf.to_container(composed("train", f"{group}={name}"), resolve=True)
@@ -70,6 +70,10 @@ def test_experiments_take_a_step(name: str, tmp_path: Path) -> None:
         config = composed("train", *small)
     elif not Path(config.data.source).exists():
         pytest.skip(f"needs the real data at {config.data.source}")
+    if config.get("init"):  # what takes a minute at full width
+        for part in (config.model, *config.model.get("blocks", {}).values()):
+            if "dim" in part:
+                part.dim = 16
     try:
         value = train(config, tmp_path / "run")
     except DataError as e:
