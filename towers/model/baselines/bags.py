@@ -27,7 +27,9 @@ def bag(encoded: NDArray[Any], values: int) -> sparse.csr_array:
     ids = encoded if encoded.ndim == 2 else encoded[:, None]
     row, place = np.nonzero(ids >= FIRST)
     ones = np.ones(len(row), np.float32)
-    return sparse.csr_array((ones, (row, ids[row, place])), shape=(len(ids), values))
+    bags = sparse.csr_array((ones, (row, ids[row, place])), shape=(len(ids), values))
+    bags.data[:] = 1.0  # the constructor adds up what occurs twice
+    return bags
 
 
 def inverse_document_frequency(bags: sparse.csr_array) -> NDArray[np.float32]:
@@ -75,8 +77,8 @@ def crossed(bags: Sequence[sparse.csr_array]) -> sparse.csr_array:
     return first
 
 
-def check_weights(weights: Mapping[str, float], features: Features, side: str) -> None:
-    """Refuse what no bags can be made of.
+def checked(weights: Mapping[str, float] | None, features: Features, side: str) -> Mapping[str, float]:
+    """The weights, if bags can be made of what they name.
 
     Args:
         weights: by feature, or by features joined with ``*``.
@@ -88,7 +90,7 @@ def check_weights(weights: Mapping[str, float], features: Features, side: str) -
     """
     there = f"the {side} features are {sorted(features)}"
     if not weights or min(weights.values()) <= 0:
-        raise ConfigError(f"model.features is {dict(weights)}; set positive weights, e.g. {{title: 1.0}}; {there}")
+        raise ConfigError(f"model.features is {weights}; set positive weights, e.g. {{title: 1.0}}; {there}")
     for name in (part for names in weights for part in names.split("*")):
         if name not in features:
             raise ConfigError(f"model.features names {name!r}; {there}")
@@ -97,3 +99,4 @@ def check_weights(weights: Mapping[str, float], features: Features, side: str) -
                 f"model.features names {name!r}, which is a number or a vector; name texts, categories and lists, or "
                 "give it buckets in the data config"
             )
+    return weights

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from scipy import linalg, sparse
 
 from towers.errors import ConfigError
 from towers.features import Batch
-from towers.model.baselines.bags import bag, check_weights, inverse_document_frequency, weighted
+from towers.model.baselines.bags import bag, checked, inverse_document_frequency, weighted
 from towers.model.baselines.baseline import Baseline, Features, Matrix, Progress, State
 from towers.model.closed_form.interactions import Interactions
 
@@ -34,7 +34,7 @@ class KernelRidge(Baseline):
     Source: Saunders, Gammerman and Vovk, "Ridge Regression Learning Algorithm in Dual Variables" (ICML 1998).
     """
 
-    features: Mapping[str, float] = field(default_factory=dict)
+    features: Mapping[str, float] | None = None
     """Weights by user feature."""
     regularisation: float = 0.3
     """``λ``, on the scale of a kernel whose diagonal is the sum of the weights."""
@@ -49,14 +49,13 @@ class KernelRidge(Baseline):
         Raises:
             ConfigError: no features, one that is not there or not made of values, or a weight or λ not above 0.
         """
-        check_weights(self.features, log.user_features, "user")
         if self.regularisation <= 0:
             raise ConfigError(f"model.regularisation is {self.regularisation}; set a positive number")
         progress("comparing users", 0.0)
         taken = log.matrix()
         trained = np.flatnonzero(np.diff(taken.indptr))
         state: State = {}
-        for name in self.features:
+        for name in checked(self.features, log.user_features, "user"):
             ids = log.user_features[name]
             bags = bag(ids[trained], int(ids.max(initial=0)) + 1)
             state[f"idf/{name}"] = inverse_document_frequency(bags) ** self.idf_power
@@ -78,7 +77,7 @@ class KernelRidge(Baseline):
     def _described(self, state: State, users: Features, rows: NDArray[np.int64]) -> sparse.csr_array:
         """``[n, V]`` vectors of some users, whose inner products are the kernel."""
         parts = []
-        for name, weight in self.features.items():
+        for name, weight in checked(self.features, users, "user").items():
             idf = state[f"idf/{name}"]
             parts.append(weighted(bag(users[name][rows], len(idf)), idf, 1.0) * math.sqrt(weight))
         return sparse.csr_array(sparse.hstack(parts, format="csr"), dtype=np.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from towers.features import Batch
-from towers.model.baselines.bags import bag, check_weights, crossed, inverse_document_frequency, weighted
+from towers.model.baselines.bags import bag, checked, crossed, inverse_document_frequency, weighted
 from towers.model.baselines.baseline import Features, Matrix, Neighbourhood, Progress, State, histories
 from towers.model.closed_form.interactions import Interactions
 
@@ -33,7 +33,7 @@ class Tfidf(Neighbourhood):
     pivoted length normalisation in its simplest form (Singhal, Buckley and Mitra, SIGIR 1996).
     """
 
-    features: Mapping[str, float] = field(default_factory=dict)
+    features: Mapping[str, float] | None = None
     """Weights by item feature; ``city*title`` is a product: only what agrees in the city compares its title."""
     idf_power: float = 1.0
     """``p``: the larger, the more rare values count."""
@@ -51,10 +51,9 @@ class Tfidf(Neighbourhood):
             ConfigError: no features, one that is not there or not made of values, or a wrong weight or decay.
         """
         self.check_decay(log)
-        check_weights(self.features, log.item_features, "item")
         history: list[Matrix] = []
         candidates: list[Matrix] = []
-        for name, weight in self.features.items():
+        for name, weight in checked(self.features, log.item_features, "item").items():
             progress(name, 0.0)
             encoded = [log.item_features[part] for part in name.split("*")]
             bags = [bag(ids, int(ids.max(initial=0)) + 1) for ids in encoded]
