@@ -15,8 +15,7 @@ class Numbering:
     """
 
     def __init__(self) -> None:
-        self._distinct: list[NDArray[np.int64]] = []
-        self._last: int | None = None
+        self._ids = np.empty(1 << 10, np.int64)  # with room to grow: ``ids`` is asked for batch by batch
         self._n = 0
 
     def rows(self, ids: pa.Array) -> NDArray[np.int32]:
@@ -29,15 +28,23 @@ class Numbering:
         known = ids.slice(0, len(ids) - ids.null_count).to_numpy()
         if len(known):
             new = np.empty(len(known), bool)
-            new[0] = known[0] != self._last
+            new[0] = not self._n or known[0] != self._ids[self._n - 1]
             np.not_equal(known[1:], known[:-1], out=new[1:])
-            self._distinct.append(known[new])
             np.cumsum(new, out=rows[: len(known)])
             rows[: len(known)] += self._n - 1
-            self._last, self._n = int(known[-1]), self._n + len(self._distinct[-1])
+            self._append(known[new])
         return rows
+
+    def _append(self, ids: NDArray[np.int64]) -> None:
+        n = self._n + len(ids)
+        if n > len(self._ids):
+            grown = np.empty(max(n, 2 * len(self._ids)), np.int64)
+            grown[: self._n] = self._ids[: self._n]
+            self._ids = grown
+        self._ids[self._n : n] = ids
+        self._n = n
 
     @property
     def ids(self) -> pa.Array:
-        """Int64: the ids met so far, by row."""
-        return pa.array(np.concatenate([np.zeros(0, np.int64), *self._distinct]))
+        """Int64: the ids met so far, by row; nothing is copied."""
+        return pa.array(self._ids[: self._n])

@@ -21,6 +21,14 @@ def test_ids_are_numbered_across_batches_and_nulls_have_no_row() -> None:
     assert numbering.ids.to_pylist() == [-5, 0, 7]
 
 
+def test_ids_taken_early_stay_as_they_were_while_more_arrive() -> None:
+    numbering, taken = Numbering(), []
+    for start in range(0, 5_000, 700):
+        numbering.rows(pa.array(np.arange(start, start + 700)))
+        taken.append(numbering.ids)
+    assert [ids.to_pylist() for ids in taken] == [list(range(700 * k)) for k in range(1, 9)]
+
+
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(st.lists(st.one_of(INT64, st.integers(-3, 3)), max_size=40), st.integers(0, 3), st.lists(st.integers(0, 43)))
 def test_rows_are_those_of_numpy_wherever_the_batches_are_cut(ids: list[int], nulls: int, cuts: list[int]) -> None:
