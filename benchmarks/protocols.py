@@ -62,4 +62,45 @@ PROTOCOLS = {
     "ml_100k": Protocol(None),
 }
 
-METHODS = {name: [Method(name, chosen=True, quick=("trainer.max_epochs=1",))] for name in PROTOCOLS}
+
+def _baselines(protocol: str, *methods: str) -> list[Method]:
+    return [Method(f"baselines/{protocol}_{m}", "baseline") for m in methods]
+
+
+_EPOCH = ("trainer.max_epochs=1",)
+METHODS = {
+    "xing16": [
+        *_baselines("xing16", "popularity", "item_knn", "tfidf"),
+        Method("xing16_ials", "closed form", quick=("model.dim=256",)),
+        Method("xing16_collective", "closed form", quick=("model.dim=256",)),
+        Method("xing16_blocks", "closed form", quick=("model.blocks.hybrid.dim=256", "model.blocks.content.dim=256")),
+        Method("xing16", chosen=True, quick=_EPOCH),
+    ],
+    "xing16_coldjob": [
+        *_baselines("xing16_coldjob", "popularity", "item_knn", "tfidf"),
+        Method("xing16_coldjob_collective", "closed form", quick=("model.dim=256",)),
+        Method("xing16_coldjob", chosen=True, quick=_EPOCH),
+    ],
+    "jobviews": [*_baselines("jobviews", "popularity", "item_knn"), Method("jobviews", chosen=True, quick=_EPOCH)],
+    "esco_skills": [*_baselines("esco_skills", "popularity"), Method("esco_skills", chosen=True, quick=_EPOCH)],
+    "gowalla": [
+        *_baselines("gowalla", "popularity", "item_knn"),
+        Method("gowalla_ials", "closed form", quick=("model.dim=256",)),
+        Method("gowalla_svd", "closed form", quick=("model.dim=512",)),
+        Method("gowalla", chosen=True, quick=_EPOCH),
+    ],
+    "amazon_cds": [
+        *_baselines("amazon_cds", "popularity", "item_knn"),
+        Method("amazon_cds_svd", "closed form", quick=("model.dim=512",)),
+        Method("amazon_cds", chosen=True, quick=_EPOCH),
+    ],
+    "amazon_beauty": [
+        *_baselines("amazon_beauty", "popularity", "item_knn", "sequence_knn", "ease"),
+        Method("amazon_beauty", chosen=True, quick=_EPOCH),
+    ],
+    "amazon_sports": [
+        *_baselines("amazon_sports", "popularity", "item_knn", "sequence_knn", "ease"),
+        Method("amazon_sports", chosen=True, quick=_EPOCH),
+    ],
+    "ml_100k": [*_baselines("ml_100k", "popularity", "recent"), Method("ml_100k", chosen=True, quick=_EPOCH)],
+}
