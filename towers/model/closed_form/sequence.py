@@ -13,13 +13,12 @@ smoothed matrix.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from scipy import sparse
-from torch import Tensor
 
 from towers.errors import ConfigError, DataError
 from towers.model.closed_form.factors import Factors, Progress
 from towers.model.closed_form.interactions import Interactions
+from towers.model.closed_form.truncated import truncated_svd, unit
 
 
 def sequence_svd(
@@ -75,7 +74,7 @@ def sequence_svd(
     left, values, right = truncated_svd(matrix.astype(np.float32).tocsr(), dim)
     progress("singular vectors", 1.0)
     scale = values**singular_power
-    return Factors(item=_unit(right * scale), history=_unit(left * scale))
+    return Factors(item=unit(right * scale), history=unit(left * scale))
 
 
 def followers(interactions: Interactions, decay: float, backward: float, user_power: float = 0.0) -> sparse.csr_array:
@@ -103,29 +102,3 @@ def followers(interactions: Interactions, decay: float, backward: float, user_po
         weights = weight * share[user[lag:][after]]
         total = total + sparse.csr_array((weights, (rows, columns)), shape=total.shape)
     return (total + backward * total.T).tocsr()
-
-
-def truncated_svd(matrix: sparse.csr_array, d: int, rounds: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """``[I, d]`` left vectors, ``[d]`` singular values, the largest first, ``[J, d]`` right vectors.
-
-    By random projections (Halko, Martinsson and Tropp, "Finding Structure with Randomness", 2011): a thousand vectors
-    of some ten thousand items in seconds, where Lanczos iterations take minutes.
-
-    Args:
-        matrix: ``[I, J]`` float32.
-        d: how many.
-        rounds: power iterations; the more, the nearer to the exact vectors.
-    """
-    entries = matrix.tocoo()
-    places = torch.from_numpy(np.stack(entries.coords).astype(np.int64))
-    tensor = torch.sparse_coo_tensor(places, torch.from_numpy(entries.data), matrix.shape, check_invariants=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        left, values, right = torch.svd_lowrank(tensor.coalesce(), q=min(d + 64, *matrix.shape), niter=rounds)
-    return left[:, :d], values[:d], right[:, :d]
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    """``[I, d]``, scaled to a mean square length of 1 over the rows that are not zero."""
-    square = vectors.square().sum(1)
-    return (vectors / square[square > 1e-12 * square.max()].mean().sqrt()).contiguous()

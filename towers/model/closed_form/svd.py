@@ -15,11 +15,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy import sparse
-from scipy.sparse.linalg import svds
 
 from towers.errors import ConfigError
 from towers.model.closed_form.factors import Factors, Progress
 from towers.model.closed_form.interactions import Interactions
+from towers.model.closed_form.truncated import truncated_svd, unit
 
 
 def svd(
@@ -52,6 +52,9 @@ def svd(
         spectrum: ``p``; 0: all directions count alike, 2: item-kNN by cosine, smoothed.
         progress: told what is being done.
 
+    Returns:
+        Factors whose rows have a mean square length of 1 on either side, as embeddings before training have.
+
     Raises:
         ConfigError: ``dim`` is not below the number of users and items.
     """
@@ -64,11 +67,10 @@ def svd(
     progress("singular vectors", 0.1)
     users, items = degrees(clicks, 1), degrees(clicks, 0)
     normal = sparse.diags_array(users**-user_power) @ clicks @ sparse.diags_array(items**-item_power)
-    _, values, right = svds(normal.astype(np.float32), k=dim, rng=0, return_singular_vectors="vh")
-    q, values = right[::-1].T, values[::-1].copy()  # [I, d], the largest singular value first
+    _, values, q = truncated_svd(normal.astype(np.float32), dim)
     progress("singular vectors", 1.0)
-    history = torch.from_numpy((items**-history_power)[:, None] * q * values**spectrum).float()
-    return Factors(torch.from_numpy((items**candidate_power)[:, None] * q).float(), history)
+    popularity = torch.from_numpy(items).float().unsqueeze(1)
+    return Factors(unit(popularity**candidate_power * q), unit(popularity**-history_power * q * values**spectrum))
 
 
 def degrees(clicks: sparse.csr_array, axis: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
