@@ -73,7 +73,7 @@ def export(config: DictConfig) -> Path:
         tell("exporting the towers", 0.7)
         start, end = dataset.info["time_us"] or (None, None)
         known = known_users(dataset)
-        if config.match:
+        if config.match and (module.model.user_features or module.model.history_dim):  # else all users are alike
             tell("embedding the users", 0.75)
             known = replace(known, embeddings=user_vectors(dataset, embedder, end), attributes=user_attributes(dataset))
         contents = BundleContents(
@@ -147,17 +147,27 @@ def held_out_queries(dataset: PreparedDataset, embedder: Embedder, select: str, 
 
 
 def golden(dataset: PreparedDataset, embedder: Embedder, at: int | None) -> list[Golden]:
-    """Some known users with the vectors that the trained model gives them at the end of the data."""
+    """Some known users with the vectors that the trained model gives them at the end of the data, whatever they ask."""
     rows = np.unique(np.linspace(0, len(dataset.users) - 1, GOLDEN).astype(np.int32))
-    vectors = user_vectors(dataset, embedder, at, rows)
     ids = dataset.ids("user").take(rows).to_pylist()
-    return [Golden(user, vector, at) for user, vector in zip(ids, vectors, strict=True)]
+    if not len(dataset.contexts):
+        vectors = user_vectors(dataset, embedder, at, rows)
+        return [Golden(user, vector, at) for user, vector in zip(ids, vectors, strict=True)]
+    asked = np.linspace(0, len(dataset.contexts) - 1, len(rows)).astype(np.int32)
+    vectors = user_vectors(dataset, embedder, at, rows, asked)
+    contexts = dataset.raw("context").take(asked).to_pylist()
+    return [Golden(u, v, at, {k: x for k, x in c.items() if x is not None}) for u, v, c in zip(ids, vectors, contexts,
+            strict=True)]  # fmt: skip
 
 
 def user_vectors(
-    dataset: PreparedDataset, embedder: Embedder, at: int | None, rows: NDArray[np.int32] | None = None
+    dataset: PreparedDataset,
+    embedder: Embedder,
+    at: int | None,
+    rows: NDArray[np.int32] | None = None,
+    contexts: NDArray[np.int32] | None = None,
 ) -> NDArray[np.float32]:
-    """``[U, D]``: users (by default all) as they are at the end of the data, asking nothing."""
+    """``[U, D]``: users (by default all) as they are at the end of the data; without contexts, they ask nothing."""
     rows = np.arange(len(dataset.users), dtype=np.int32) if rows is None else rows
     h = dataset.history
     blank = Examples(
@@ -167,7 +177,7 @@ def user_vectors(
         np.zeros(len(rows), np.float32),
         np.zeros(len(rows), np.int8),
         h.offsets[rows + 1],
-        np.zeros(len(rows), np.int32) if dataset.schema.context else None,  # nothing typed
+        np.zeros(len(rows), np.int32) if contexts is None and dataset.schema.context else contexts,
     )
     collate = Collator(h, dataset.schema.clock, dataset.schema.history_length)
     return embed.query_embeddings(embedder, QueryBatches(blank, collate))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.index.small_market import DIM, END, Market
-from towers.errors import ConfigError, DataError
+from towers.errors import BundleError, ConfigError, DataError
 from towers.features import Feature, Featurizer, Kind, Ragged
 from towers.index import Fusion, Retriever
 from towers.index.bm25 import Bm25, Terms
@@ -122,6 +123,7 @@ def searched(market: Market) -> dict[str, Any]:
             golden=[
                 Golden({"query": "ward nurse"}, vector(None, "ward nurse"), END),
                 Golden(11, vector("nursing", None), END),
+                Golden(-5, vector("law", "cook"), END, {"query": "cook"}),
             ],
         ),
     }
@@ -193,6 +195,13 @@ def test_a_fusion_without_words_or_text_says_what_to_name(world: dict[str, Any])
         r.recommend(11, fuse=Fusion(), at=END)
     with pytest.raises(ConfigError, match="no text 'salary'"):
         r.recommend({"query": "cook"}, fuse=Fusion(text="salary"), at=END)
+
+
+def test_a_golden_query_of_a_known_user_asks_what_it_asked(market: Market, tmp_path: Path) -> None:
+    parts = searched(market)
+    wrong = [Golden(-5, parts["vector"]("law", "cook"), END, {"query": "pilot"})]
+    with pytest.raises(BundleError, match="another vector than the trained model"):
+        write_bundle(replace(parts["contents"], golden=wrong), tmp_path / "bundle")
 
 
 def test_the_opened_bundle_still_describes_itself(world: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from towers.index.golden import Golden
 from towers.index.manifest import MANIFEST, SEAL, write_manifest
 from towers.index.matching import match, takers
 from towers.index.requests import KnownUsers
+from towers.index.similarity import Similarity
 
 USERS = 40
 CITY = [["Berlin", "Paris", None][i % 3] for i in range(USERS)]
@@ -166,6 +167,23 @@ def test_match_is_the_brute_force(seed: int, k: int, items: int, share: float) -
         assert rows[m].tolist() == wanted + [-1] * (k - len(wanted))
         np.testing.assert_allclose(scores[m, : len(wanted)], users[wanted] @ jobs[m], rtol=1e-4, atol=1e-5)
         assert (scores[m, len(wanted) :] == -np.inf).all()
+
+
+def test_users_of_whom_nothing_is_known_may_have_no_length_where_the_similarity_is_cosine(
+    market: Market, known: KnownUsers
+) -> None:
+    def unit(x: np.ndarray) -> np.ndarray:
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    assert known.embeddings is not None
+    users, items, cosine = unit(known.embeddings), unit(market.embeddings), Similarity("cosine", 0.05)
+    users[3] = 0
+    cosine.check(users, "user embeddings", nothing=True)
+    with pytest.raises(ConfigError, match="row 3 has norm 0"):
+        cosine.check(users, "item embeddings")
+    users[3] = 0.5 * items[0]
+    with pytest.raises(ConfigError, match=r"row 3 has norm 0\.5"):
+        cosine.check(users, "user embeddings", nothing=True)
 
 
 def test_takers_are_those_in_whose_list_the_item_stands(market: Market) -> None:

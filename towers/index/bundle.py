@@ -115,7 +115,8 @@ class BundleContents:
             f"history inputs must be float32 [{n}, H]",
         )
         _require(bool(self.golden), "no golden queries; a bundle without them cannot be checked when it is opened")
-        self.similarity.check(np.stack([g.vector for g in self.golden]).astype(np.float32), "golden query vectors")
+        vectors = np.stack([g.vector for g in self.golden]).astype(np.float32)
+        self.similarity.check(vectors, "golden query vectors", nothing=True)
         if self.known_users is not None:
             _check_users(self.known_users, self, n)
 
@@ -251,7 +252,7 @@ def _check_users(users: KnownUsers, contents: BundleContents, items: int) -> Non
         shape = [n, contents.embeddings.shape[1]]
         fits = users.embeddings.dtype == np.float32 and list(users.embeddings.shape) == shape
         _require(fits, f"user embeddings are {users.embeddings.dtype}{list(users.embeddings.shape)}; expected {shape}")
-        contents.similarity.check(users.embeddings, "user embeddings")
+        contents.similarity.check(users.embeddings, "user embeddings", nothing=True)
     rows = n if users.attributes is None else users.attributes.num_rows
     _require(rows == n, f"{rows} rows of attributes for {n} users")
 

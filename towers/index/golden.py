@@ -27,6 +27,7 @@ _FAR = 1e-3  # of a vector's length: far more than float32 towers differ by, far
 _WORSE = 0.1  # recall that another machine's rounding may cost the index on these few queries
 
 User: TypeAlias = str | int | Mapping[str, Any]
+Embed: TypeAlias = Callable[[User, int | None, Mapping[str, Any] | None], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,13 @@ class Golden:
         user: id of a known user, or a raw user whose values JSON can hold.
         vector: ``[D]`` float32.
         at: moment of the query, microseconds UTC; needed where the log has a clock.
+        context: what a known user asks: context columns whose values JSON can hold; None: nothing.
     """
 
     user: User
     vector: NDArray[np.float32]
     at: int | None = None
+    context: Mapping[str, Any] | None = None
 
 
 def record(queries: Sequence[Golden], items: IdMap, search: VectorSearch) -> dict[str, Any]:
@@ -56,6 +59,7 @@ def record(queries: Sequence[Golden], items: IdMap, search: VectorSearch) -> dic
             {
                 "user": q.user if isinstance(q.user, str | int) else dict(q.user),
                 "at": q.at,
+                "context": None if q.context is None else dict(q.context),
                 "vector": vectors[i].tolist(),
                 "items": ids[i].tolist(),
                 "scores": scores[i].tolist(),
@@ -117,14 +121,14 @@ def replay_matches(
 
 
 def replay(
-    recorded: Mapping[str, Any], embed: Callable[[User, int | None], NDArray[np.float32]], items: IdMap,
+    recorded: Mapping[str, Any], embed: Embed, items: IdMap,
     search: VectorSearch,
 ) -> None:  # fmt: skip
     """Ask again and compare.
 
     Args:
         recorded: the content of ``golden.json``.
-        embed: (user, at) → ``[D]``, as the opened bundle does it.
+        embed: (user, at, context) → ``[D]``, as the opened bundle does it.
         items: item ids of the opened bundle.
         search: its index and embeddings.
 
@@ -135,7 +139,8 @@ def replay(
     if not queries:
         raise BundleError(f"{GOLDEN}: no queries")
     for i, query in enumerate(queries):
-        vector, was = embed(query["user"], query["at"]), np.asarray(query["vector"], np.float32)
+        vector = embed(query["user"], query["at"], query.get("context"))
+        was = np.asarray(query["vector"], np.float32)
         away = float(np.linalg.norm(vector - was)) if vector.shape == was.shape else np.inf
         if not away <= _FAR * max(1e-6, float(np.linalg.norm(was))):
             raise BundleError(

@@ -93,7 +93,12 @@ class Retriever:
         retriever = cls(open_bundle(Path(path), verify=verify, threads=threads))
         bundle = retriever._bundle
         with layout.reading(layout.GOLDEN):
-            replay(bundle.golden, lambda user, at: retriever.vector(user, at=at), bundle.items, bundle.search)
+            replay(
+                bundle.golden,
+                lambda user, at, context: retriever.vector(user, at=at, context=context),
+                bundle.items,
+                bundle.search,
+            )
             replay_matches(bundle.golden, bundle.items, bundle.search.embeddings, bundle.known, bundle.user_ids)
         return retriever
 

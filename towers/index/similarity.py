@@ -31,12 +31,13 @@ class Similarity:
         if not 0 < self.temperature < float("inf"):
             raise ConfigError(f"temperature is {self.temperature}; expected a positive number")
 
-    def check(self, vectors: NDArray[np.float32], what: str) -> None:
+    def check(self, vectors: NDArray[np.float32], what: str, *, nothing: bool = False) -> None:
         """Refuse vectors that cannot come from a tower of this similarity.
 
         Args:
             vectors: ``[N, D]``.
             what: said in the error ("item embeddings").
+            nothing: whether vectors of length 0 pass: those of users of whom nothing is known.
 
         Raises:
             ConfigError: entries that are not finite; for cosine, norms other than 1.
@@ -45,7 +46,7 @@ class Similarity:
         if not np.isfinite(squares).all():
             row = int(np.flatnonzero(~np.isfinite(squares))[0])
             raise ConfigError(f"{what}: row {row} is not finite; if a tower gave it, the training diverged")
-        off = np.abs(np.sqrt(squares) - 1) > _UNIT
+        off = (np.abs(np.sqrt(squares) - 1) > _UNIT) & ~(nothing & (squares == 0))
         if self.kind == "cosine" and off.any():
             row = int(np.flatnonzero(off)[0])
             raise ConfigError(
