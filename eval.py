@@ -18,7 +18,7 @@ def main(config: DictConfig) -> None:
     dataset = ensure_prepared(run.config)
     tasks = [config.task] if config.task else list(dataset.info["tasks"])
     fusion = Fusion(**config.fusion) if config.fusion.method else None
-    evaluate_run(run, tasks, dataset=dataset, dim=config.dim, fusion=fusion)
+    evaluate_run(run, tasks, dataset=dataset, dim=config.dim, fusion=fusion, rerank=config.rerank)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from towers.evaluation.task import Task
 from towers.index.fusion import Fusion
 from towers.model.baselines import fitted
 from towers.model.baselines.fitted import Fitted
+from towers.model.mixture import Reranked
 from towers.model.module import Retrieval
 
 WHOLE = 1 << 40  # events of a history: baselines read it whole
@@ -66,19 +67,26 @@ def evaluate_run(
     module: Retrieval | Fitted | None = None,
     dim: int | None = None,
     fusion: Fusion | None = None,
+    rerank: int | None = None,
 ) -> dict[str, float]:
     """Rank these tasks with a run's best weights; write ``eval/TASK/``; return all metrics, keyed ``TASK/METRIC``.
 
     With ``dim``, vectors are cut to so many dimensions, and the folder is ``eval/TASK-DIM``; with ``fusion``, the words
-    of the queries are searched by BM25 too, and it is ``eval/TASK-METHOD``.
+    of the queries are searched by BM25 too, and it is ``eval/TASK-METHOD``; with ``rerank``, so many of the first are
+    ordered anew by the model's second stage, and it is ``eval/TASK-rerank``.
     """
     module = module or load_model(run, dataset, dim)
+    if rerank is not None and (dim is not None or fusion is not None or not _has_second_stage(module)):
+        raise ConfigError(
+            f"rerank={rerank} is for the whole vectors of a run with model.mixture (model=mixture), without fusion"
+        )
     out: dict[str, float] = {}
     for name in tasks:
         length = WHOLE if isinstance(module, Fitted) else dataset.schema.history_length
         task = build_task(dataset, name, history_length=length)
-        result, extra = evaluate_task(run, task, dataset, module, fusion)
+        result, extra = evaluate_task(run, task, dataset, module, fusion, rerank)
         marks = [name, *([] if dim is None else [str(dim)]), *([] if fusion is None else [fusion.method])]
+        marks += [] if rerank is None else ["rerank"]
         folder = run.folder / "eval" / "-".join(marks)
         result.save(folder, dataset.ids("user").take(task.user), dataset.ids("item"), extra)
         out |= result.flat(name) | {f"{name}/{k}": v for k, v in extra.items() if isinstance(v, float)}
@@ -91,6 +99,10 @@ def evaluate_run(
             say("  refitted on train + validation")
         say(f"metrics, predictions and report: {folder}")
     return out
+
+
+def _has_second_stage(module: Retrieval | Fitted) -> bool:
+    return isinstance(module, Retrieval) and module.model.mixture is not None
 
 
 def _origin(run: Run) -> dict[str, Any]:
@@ -106,7 +118,12 @@ def _origin(run: Run) -> dict[str, Any]:
 
 
 def evaluate_task(
-    run: Run, task: Task, dataset: PreparedDataset, module: Retrieval | Fitted, fusion: Fusion | None = None
+    run: Run,
+    task: Task,
+    dataset: PreparedDataset,
+    module: Retrieval | Fitted,
+    fusion: Fusion | None = None,
+    rerank: int | None = None,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """One task, with slices by history length and by whether a target was seen in training."""
     config = run.config
@@ -137,7 +154,10 @@ def evaluate_task(
             embedder = module.embedder()
             candidates = embedder.embed_items(task.candidates)
             queries = embedder.embed_queries(task.batches)
-            if fusion is None:
+            if rerank is not None and module.model.mixture is not None:
+                second = Reranked(torch.cat(list(queries)), candidates, module.model.mixture, rerank)
+                result = evaluate_scores(task, second, **options)
+            elif fusion is None:
                 result = evaluate(task, queries, candidates, **options)
             else:
                 result = evaluate_scores(task, fused(task, dataset, queries, candidates, fusion), **options)

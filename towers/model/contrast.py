@@ -14,6 +14,7 @@ from torch import Tensor
 
 from towers.features import Batch
 from towers.model import logits
+from towers.model.mixture import MixtureOfLogits
 from towers.model.negatives import Negatives
 from towers.model.similarity import Similarity
 
@@ -50,6 +51,7 @@ class Contrast:
         expires: ``[N]`` first microsecond after, or None: for ever.
         own: negatives of each example's own, such as mined ones.
         shown: what else each user was shown when she chose the positive, and left.
+        mixture: scores pairs instead of the inner product, if given.
     """
 
     batch: Batch
@@ -64,6 +66,7 @@ class Contrast:
     expires: Tensor | None = None
     own: Own | None = None
     shown: Own | None = None
+    mixture: MixtureOfLogits | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -84,7 +87,8 @@ class Contrast:
     def shared_logits(self, start: int, end: int) -> Tensor:
         """``[B, end - start]``: logits of a part of the shared candidates."""
         part = slice(start, end)
-        s = logits.candidate_scores(self.query, self.candidates[part])
+        score = logits.candidate_scores if self.mixture is None else self.mixture.shared
+        s = score(self.query, self.candidates[part])
         if self.corrected:
             s = logits.correct_log_q(s, self.draw.log_q[part])
         live = None
@@ -102,6 +106,8 @@ class Contrast:
 
     def positive_scores(self) -> Tensor:
         """``[B]``, without a correction."""
+        if self.mixture is not None:
+            return self.mixture.own(self.query, self.positive.unsqueeze(1)).squeeze(1)
         return logits.positive_scores(self.query, self.positive)
 
     def shown_scores(self) -> Tensor:
@@ -111,7 +117,7 @@ class Contrast:
     def _of_own(self, own: Own | None, corrected: bool) -> Tensor:
         if own is None:
             return self.query.new_empty((len(self.batch), 0), dtype=torch.float32)
-        s = logits.own_scores(self.query, own.vectors)
+        s = (logits.own_scores if self.mixture is None else self.mixture.own)(self.query, own.vectors)
         return logits.mask(logits.correct_log_q(s, own.log_q) if corrected and own.log_q is not None else s, own.masked)
 
     def other_positives(self) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ length, ``D`` dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,9 @@ class Retrieval(pl.LightningModule):
         whole = self._loss(contrast)
         parts = [self._loss(contrast.prefix(d, self.model.similarity)) for d in self.prefixes]
         loss = torch.stack([whole, *parts]).mean() if parts else whole
+        if self.model.mixture is not None:
+            second = replace(contrast, mixture=self.model.mixture)
+            loss = loss + sampled_softmax(second.positive_logits(), second.negative_logits(), second.weight)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (self.global_step + 1) % every == 0:
             self.log("train/loss", loss)

@@ -15,6 +15,7 @@ from towers.errors import ConfigError
 from towers.features import FeatureInfo, Kind
 from towers.model.heads import Heads, HeadSettings
 from towers.model.history import HistoryInputs, HistoryPooling, HistorySettings
+from towers.model.mixture import MixtureOfLogits, MixtureSettings
 from towers.model.similarity import Similarity
 from towers.model.tower import Inputs, Tower, TowerSettings
 
@@ -28,6 +29,7 @@ class RetrievalModel(nn.Module):
         n_actions: number of action codes in histories.
         similarity: what the inner product of the two sides means.
         user_infos: the user features that are read; ``item_infos`` and ``context_infos`` likewise.
+        mixture: a second stage that orders anew what the inner product retrieves, or None.
     """
 
     dim: int
@@ -37,6 +39,10 @@ class RetrievalModel(nn.Module):
     user_infos: tuple[FeatureInfo, ...]
     item_infos: tuple[FeatureInfo, ...]
     context_infos: tuple[FeatureInfo, ...]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixture: MixtureOfLogits | None = None
 
     @property
     def user_features(self) -> tuple[str, ...]:
@@ -119,6 +125,7 @@ class TwoTower(RetrievalModel):
         item: shape of the item tower.
         history: how histories are pooled.
         heads: a query for each action in training; None: one for all.
+        mixture: a second stage; None: the similarity alone.
 
     Raises:
         ConfigError: with all problems of the settings at once.
@@ -137,6 +144,7 @@ class TwoTower(RetrievalModel):
         item: TowerSettings | None = None,
         history: HistorySettings | None = None,
         heads: HeadSettings | None = None,
+        mixture: MixtureSettings | None = None,
     ) -> None:
         super().__init__()
         user, item = user or TowerSettings(), item or TowerSettings()
@@ -170,6 +178,7 @@ class TwoTower(RetrievalModel):
         self.user_inputs = Inputs(infos, user, user.encoders.dim or dim, extra, shared)
         self.user_tower = Tower(self.user_inputs.dim, dim, user)
         self.heads = None if heads is None else Heads(heads, dim, n_actions)
+        self.mixture = None if mixture is None else MixtureOfLogits(mixture, dim)
 
     def embed_users(
         self,
