@@ -228,10 +228,10 @@ def test_ease_refuses_what_would_not_fit_into_memory() -> None:
 # Bags
 
 
-def test_a_bag_holds_known_values_once_and_nothing_else() -> None:
+def test_a_bag_counts_known_values_and_nothing_else() -> None:
     a, b, c = FIRST, FIRST + 1, FIRST + 2
     found = bag(np.array([[b, a, b], [OOV, c, PAD], [MISSING, PAD, PAD]]), 6)
-    assert found.toarray()[:, FIRST:].tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
+    assert found.toarray()[:, FIRST:].tolist() == [[1, 2, 0], [0, 0, 1], [0, 0, 0]]
     assert found.toarray()[:, :FIRST].sum() == 0
     assert bag(np.array([a, MISSING, c]), 6).toarray()[:, FIRST:].tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
 
@@ -318,10 +318,10 @@ def test_kernel_ridge_is_ridge_regression_on_the_weighted_bags(seed: int) -> Non
     trained = [u for u in range(USERS) if sequences[u]]
     parts = []
     for ids, weight in ((text, 0.7), (place[:, None], 0.2)):
-        known = [{int(v) for v in row if v >= FIRST} for row in ids]
+        known = [[int(v) for v in row if v >= FIRST] for row in ids]
         df = {v: sum(v in known[u] for u in trained) for v in range(FIRST, FIRST + 5)}
         idf = {v: math.log(len(trained) / n) if n else 0.0 for v, n in df.items()}
-        vectors = np.array([[idf[v] * (v in row) for v in idf] for row in known])
+        vectors = np.array([[idf[v] * row.count(v) for v in idf] for row in known])
         parts.append(math.sqrt(weight) * vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
     described, taken = np.hstack(parts), x.matrix().toarray().astype(np.float64)
     seen = described[trained]

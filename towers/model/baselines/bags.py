@@ -18,18 +18,16 @@ from towers.model.baselines.baseline import Features
 
 
 def bag(encoded: NDArray[Any], values: int) -> sparse.csr_array:
-    """``[n, V]`` ones where a row has a value; absent and unknown values leave no trace.
+    """``[n, V]``: how often a row has a value; absent and unknown values leave no trace.
 
     Args:
-        encoded: ``[n]`` or ``[n, W]`` vocabulary ids.
+        encoded: ``[n]`` or ``[n, W]`` vocabulary ids; only texts with ``repeats`` have one several times.
         values: ``V``, above all ids.
     """
     ids = encoded if encoded.ndim == 2 else encoded[:, None]
     row, place = np.nonzero(ids >= FIRST)
     ones = np.ones(len(row), np.float32)
-    bags = sparse.csr_array((ones, (row, ids[row, place])), shape=(len(ids), values))
-    bags.data[:] = 1.0  # the constructor adds up what occurs twice
-    return bags
+    return sparse.csr_array((ones, (row, ids[row, place])), shape=(len(ids), values))
 
 
 def inverse_document_frequency(bags: sparse.csr_array) -> NDArray[np.float32]:

@@ -82,7 +82,8 @@ class Neighbourhood(Baseline):
 
     def items(self, state: State, rows: NDArray[np.int64]) -> Matrix:
         """``[I, N]``."""
-        return state["similarity"][:, rows]
+        similarity = state["similarity"]
+        return similarity if len(rows) == similarity.shape[1] else similarity[:, rows]  # a copy may be gigabytes
 
     def check_decay(self, log: Interactions) -> None:
         """Refuse a decay that is none, or that a log without order cannot have."""
