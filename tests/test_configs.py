@@ -57,7 +57,10 @@ def test_the_first_line_is_the_command_that_uses_it(path: Path) -> None:
     assert lines[0].startswith(("# python ", "# What every verb knows")), lines[0]
 
 
-SMALL_MARKET = ["data.generate.users=300", "data.generate.jobs=200", "data.generate.impressions=20000"]
+SMALL = {
+    "market": ["data.generate.users=300", "data.generate.jobs=200", "data.generate.impressions=20000"],
+    "melo": ["data.generate.partners=1"],
+}
 
 
 @pytest.mark.slow
@@ -65,11 +68,13 @@ SMALL_MARKET = ["data.generate.users=300", "data.generate.jobs=200", "data.gener
 def test_experiments_take_a_step(name: str, tmp_path: Path) -> None:
     overrides = [f"experiment={name}", "logger=none", "+trainer.limit_train_batches=1", "trainer.max_epochs=1"]
     config = composed("train", *overrides, f"var={tmp_path}/var", f"runs={tmp_path}/runs", "evaluate=[]", "threads=1")
-    if config.data.get("generate"):
-        small = [*overrides, *SMALL_MARKET, f"var={tmp_path}/var", f"runs={tmp_path}/runs", "evaluate=[]", "threads=1"]
-        config = composed("train", *small)
-    elif not Path(config.data.source).exists():
-        pytest.skip(f"needs the real data at {config.data.source}")
+    generated = config.data.get("generate")
+    if generated:
+        small = [*overrides, *SMALL[generated.get("kind", "market")], f"var={tmp_path}/var", f"runs={tmp_path}/runs"]
+        config = composed("train", *small, "evaluate=[]", "threads=1")
+    source = Path(config.data.source if not generated else generated.get("melo", ROOT))
+    if not source.exists():
+        pytest.skip(f"needs the real data at {source}")
     if config.get("init"):  # what takes a minute at full width
         for part in (config.model, *config.model.get("blocks", {}).values()):
             if "dim" in part:
@@ -100,6 +105,8 @@ def small_market(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "negatives=mined negatives.start=0",
         "loss=binary correct_negatives=true correct_positive=true",
         "matryoshka=[4,8]",
+        "model=mixture negatives=uniform negatives.n=64",
+        "model=multi_task data.actions.save.weight=1 data.actions.apply.weight=2",
     ],
 )
 def test_losses_and_negatives_take_a_step(choice: str, small_market: list[str], tmp_path: Path) -> None:
