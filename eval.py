@@ -4,7 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from pipeline.console import user_errors
-from pipeline.datasets import ensure_prepared
+from pipeline.datasets import dataset_of
 from pipeline.evaluating import evaluate_run
 from pipeline.runs import Run
 from towers.index import Fusion
@@ -15,7 +15,7 @@ from towers.index import Fusion
 def main(config: DictConfig) -> None:
     """Rank one task of the run's dataset, or all."""
     run = Run.open(config.run)
-    dataset = ensure_prepared(run.config)
+    dataset = dataset_of(run)
     tasks = [config.task] if config.task else list(dataset.info["tasks"])
     fusion = Fusion(**config.fusion) if config.fusion.method else None
     evaluate_run(run, tasks, dataset=dataset, dim=config.dim, fusion=fusion, rerank=config.rerank)

@@ -3,6 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
+from data.instants import iso
 from pipeline.console import out, say, user_errors
 from pipeline.datasets import ensure_prepared
 
@@ -15,6 +16,8 @@ def main(config: DictConfig) -> None:
     counts, rejected = dataset.info["counts"], dataset.info["rejected"]
     say(f"{counts['log_rows']:,} log rows: {counts['examples']:,} examples, {counts['history']:,} in histories, "
         f"{counts['users']:,} users, {counts['items']:,} items")  # fmt: skip
+    if times := dataset.info["time_us"]:
+        say(f"from {iso(times[0])} to {iso(times[1])}")
     say("positives: " + ", ".join(f"{name} {n:,}" for name, n in counts["positives"].items()))
     for fault, n in rejected.items():
         say(f"set aside: {n:,} rows, {fault}")

@@ -1,11 +1,14 @@
 """A bundle → answers: ``python query.py bundle=PATH user=ID k=10 filter='…'`` prints a table."""
 
+from typing import Any
+
 import hydra
 import pyarrow as pa
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.table import Table
 
-from pipeline.console import out, user_errors
+from data.instants import iso
+from pipeline.console import cell, out, say, user_errors
 from towers.errors import ConfigError
 from towers.index import Fusion, Results, Retriever
 
@@ -20,12 +23,18 @@ def main(config: DictConfig) -> None:
         raise ConfigError(f"retrieve={config.retrieve}; items for a user or an item, users for an item")
     retriever = Retriever.open(config.bundle)
     found, shown, what = _jobs(retriever, config) if config.item is None else _near(retriever, config)
-    names = config.columns or shown.column_names[:6]
+    names = [config.columns] if isinstance(config.columns, str) else config.columns or shown.column_names[:6]
+    if unknown := sorted(set(names) - set(shown.column_names)):
+        raise ConfigError(f"columns: no attribute {unknown[0]!r}; there are {', '.join(shown.column_names) or 'none'}")
     table = Table("rank", what, "score", *names)
     rows = shown.select(list(names)).to_pylist() if names else [{}] * len(found.ids)
     for rank, (id_, score, row) in enumerate(zip(found.ids, found.scores, rows, strict=True), start=1):
-        table.add_row(str(rank), str(id_), f"{score:.4f}", *(_cell(row[n]) for n in names))
+        table.add_row(str(rank), str(id_), f"{score:.4f}", *(cell(row[n]) for n in names))
     out.print(table)
+    if not len(found.ids):
+        end = retriever.bundle.manifest["data"]["end"]
+        say(f"nothing passes; the bundle's data end at {iso(end)}: at=export asks as of then" if end and not config.at
+            else "nothing passes the filter and the exclusions")  # fmt: skip
 
 
 def _jobs(retriever: Retriever, config: DictConfig) -> tuple[Results, pa.Table, str]:
@@ -34,7 +43,7 @@ def _jobs(retriever: Retriever, config: DictConfig) -> tuple[Results, pa.Table, 
     if not isinstance(user, dict) and retriever.bundle.schema.user_id == "string":
         user = str(user)
     fuse = Fusion(**config.fusion) if config.fusion.method else None
-    exclude = list(config.exclude) or None
+    exclude = _ids(config.exclude, retriever.bundle.schema.item_id)
     found = retriever.recommend(
         user, config.k, exclude=exclude, filter=config.filter, at=config.at, context=context, fuse=fuse
     )
@@ -45,22 +54,16 @@ def _near(retriever: Retriever, config: DictConfig) -> tuple[Results, pa.Table, 
     """Users, or other items, for an item."""
     item = str(config.item) if retriever.bundle.schema.item_id == "string" else config.item
     if config.retrieve == "users":
-        found = retriever.match(item, config.k, exclude=list(config.exclude) or None, filter=config.filter)
+        exclude = _ids(config.exclude, retriever.bundle.schema.user_id)
+        found = retriever.match(item, config.k, exclude=exclude, filter=config.filter)
         return found, retriever.user_attributes(found.ids), "user"
     found = retriever.similar(item, config.k, filter=config.filter, at=config.at)
     return found, retriever.attributes(found.ids), "item"
 
 
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return (
-        ", ".join(map(str, value))
-        if isinstance(value, list)
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+def _ids(given: ListConfig, kind: str) -> list[Any] | None:
+    """Ids to exclude; the command line reads 007 as text, but 7 as a number."""
+    return [str(i) if kind == "string" else i for i in given] or None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Prepared dataset → trained run: ``python train.py experiment=NAME`` writes ``runs/NAME/DATE``."""
 
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 
 import hydra
@@ -12,12 +13,15 @@ from pipeline.runs import Run
 from pipeline.training import train
 
 
+@user_errors
 def run_folder(resume: str | None, runs: str, name: str, refit: str | None) -> str:
-    """The folder of a new run, or the one to go on with."""
+    """The folder of a new run, or the one to go on with; Hydra makes it."""
     if resume:
-        return str(Path(resume).resolve())
+        return str(Run.open(resume).folder)
     parent = Run.open(refit).folder.parent if refit else Path(runs) / name
-    return str(parent / (datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + ("-refit" if refit else "")))
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + ("-refit" if refit else "")
+    free = chain([now], (f"{now}-{n}" for n in count(2)))  # two runs may begin in one second
+    return str(parent / next(x for x in free if not (parent / x).exists()))
 
 
 OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True)

@@ -18,7 +18,7 @@ from data.sources import Source, literal, open_source, quote
 from data.spec import ContextSpec, EntitySpec, Limit, ListSpec, TimeSpec
 from data.values import id_sql, id_type, timestamp_sql
 from towers.errors import DataError
-from towers.features import Kind
+from towers.features import Feature, Kind
 from towers.features import columns as c
 
 _NUMERIC = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT",
@@ -97,6 +97,9 @@ def read(
             check_parsed(con, s, column, select[f"_{field}"], "a timestamp with an offset")
     for name in parsed:
         check_parsed(con, s, name, select[name], "numbers")
+    for f in spec.features:
+        if f.kind is Kind.VECTOR and f.columns[0] not in lists:
+            _check_vectors(con, s, f, select[f.columns[0]])
     if spec.group:
         s.require([spec.group], f"{side}s.group")
         select["_group"] = quote(spec.group)
@@ -184,6 +187,20 @@ def check_parsed(con: duckdb.DuckDBPyConnection, s: Source, column: str, sql: st
             f"{n} values that cannot be read, the first {value!r}; expected {wanted}",
             where=where,
             cure="correct them, or leave them empty for a missing value",
+        )
+
+
+def _check_vectors(con: duckdb.DuckDBPyConnection, s: Source, f: Feature, sql: str) -> None:
+    """Stop at a vector of another length, or one with null, NaN or infinite entries."""
+    finite = f"coalesce(list_bool_and([x IS NOT NULL AND isfinite(x::DOUBLE) FOR x IN {sql}]), TRUE)"
+    bad = f"{sql} IS NOT NULL AND NOT (len({sql}) = {f.dim} AND {finite})"
+    n = con.execute(f"SELECT count(*) FROM {s.sql} WHERE {bad}").fetchall()[0][0]
+    if n:
+        where, value = s.locate(con, bad, f.columns[0])
+        raise DataError(
+            f"{n} vectors that are not {f.dim} finite numbers, the first {value}",
+            where=where,
+            cure=f"correct them or dim of feature {f.name!r}, or write null for a missing vector",
         )
 
 

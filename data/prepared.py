@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,6 +109,12 @@ class PreparedDataset:
         self.schema = Schema.from_json(self.info["schema"])
         self.splits: tuple[str, ...] = tuple(self.info["splits"])
         self.refit: bool = self.info["refit"]
+
+    @property
+    def content_sha256(self) -> str:
+        """Hash of what a model learns from, wherever and whenever it was prepared."""
+        files = {n: f["sha256"] for n, f in self.info["files"].items() if not n.startswith(("tasks/", "rejected/"))}
+        return hashlib.sha256(json.dumps([self.info["schema_hash"], files], sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def users(self) -> pa.Table:

@@ -31,6 +31,13 @@ def say(text: str) -> None:
     err.print(text, markup=False)
 
 
+def cell(value: object) -> str:
+    """A value in a table."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else f"{value:,.0f}" if isinstance(value, float) else str(value)
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[str, float], None]]:
     """A progress bar to be called with (what, share done); plain lines without a terminal."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,8 @@ from data.prepare import is_current, prepare
 from data.prepared import PreparedDataset
 from data.spec import DatasetSpec
 from pipeline.console import progress, say
-from towers.errors import ConfigError
+from pipeline.runs import Run
+from towers.errors import ConfigError, DataError
 
 
 def dataset_spec(config: DictConfig) -> DatasetSpec:
@@ -31,13 +35,49 @@ def dataset_spec(config: DictConfig) -> DatasetSpec:
 def ensure_prepared(config: DictConfig, *, force: bool = False) -> PreparedDataset:
     """The prepared dataset of a config; generated and prepared first if that has not been done."""
     spec = dataset_spec(config)
-    ensure_generated(config)
     target = Path(config.var) / "data" / spec.name
-    if force or not is_current(spec, target):
-        with progress(f"prepare {spec.name}") as tell:
-            prepare(spec, target, progress=tell, threads=config.threads, memory=config.memory)
-        say(f"prepared {target}")
+    with _alone(target):
+        ensure_generated(config)
+        if force or not is_current(spec, target):
+            with progress(f"prepare {spec.name}") as tell:
+                prepare(spec, target, progress=tell, threads=config.threads, memory=config.memory)
+            say(f"prepared {target}")
     return PreparedDataset(target)
+
+
+def dataset_of(run: Run) -> PreparedDataset:
+    """The dataset that a run was trained on; prepared again if something else has taken its place.
+
+    Raises:
+        ConfigError: the raw data are no longer what they were: rows of embedding tables would mean other values.
+    """
+    config, wanted = run.config, run.provenance.get("dataset_content_sha256")
+    target = Path(config.var) / "data" / dataset_spec(config).name
+    try:
+        if (found := PreparedDataset(target)).content_sha256 == wanted:
+            return found
+    except DataError:  # nothing is there
+        pass
+    dataset = ensure_prepared(config)
+    if wanted and dataset.content_sha256 != wanted:
+        raise ConfigError(
+            f"the data of {run.folder} have changed since it was trained, and its weights do not fit what is now "
+            f"at {config.data.get('source') or dataset.folder}; restore the files of that time, or train again"
+        )
+    return dataset
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Let one process at a time prepare a dataset; those that waited find it done."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".{target.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that prepares {target}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 # What `generate.kind` of a data config may say: settings, what writes the files, the file that records the settings.

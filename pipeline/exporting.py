@@ -17,7 +17,7 @@ from data.prepared import Examples, HistoryLog, PreparedDataset
 from data.tasks import build_task
 from pipeline import build
 from pipeline.console import progress, say
-from pipeline.datasets import ensure_prepared
+from pipeline.datasets import dataset_of
 from pipeline.evaluating import load
 from pipeline.runs import Run
 from towers.errors import ConfigError
@@ -51,7 +51,7 @@ def export(config: DictConfig) -> Path:
             "and no index serves them\n"
             f"  cure: export short vectors; train them with python train.py data={trained.data.name} {baseline.instead}"
         )
-    dataset = ensure_prepared(trained)
+    dataset = dataset_of(run)
     target = Path(config.bundle or run.folder / "bundle")
     if target.exists():
         raise ConfigError(f"{target} exists already; remove it, or set bundle=PATH to another place")

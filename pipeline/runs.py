@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from data.prepared import PreparedDataset
 from data.writer import sha256, write_json
 from towers.errors import ConfigError
 
@@ -84,7 +85,7 @@ class Run:
         """``provenance.json``."""
         return dict(json.loads((self.folder / "provenance.json").read_text()))
 
-    def begin(self, config: DictConfig, dataset: Path) -> None:
+    def begin(self, config: DictConfig, dataset: PreparedDataset) -> None:
         """Write the resolved config and the provenance."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / "config.yaml").exists():  # a resumed run keeps the record of its beginning
@@ -104,7 +105,7 @@ class Run:
         temporary.replace(link)
 
 
-def provenance(dataset: Path, seed: int) -> dict[str, Any]:
+def provenance(dataset: PreparedDataset, seed: int) -> dict[str, Any]:
     """Where a run came from: code, data, versions, command."""
 
     def git(*args: str) -> str | None:
@@ -124,8 +125,9 @@ def provenance(dataset: Path, seed: int) -> dict[str, Any]:
     return {
         "git_sha": git("rev-parse", "HEAD"),
         "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "dataset": str(dataset),
-        "dataset_sha256": sha256(dataset / "dataset.json"),
+        "dataset": str(dataset.folder),
+        "dataset_sha256": sha256(dataset.folder / "dataset.json"),
+        "dataset_content_sha256": dataset.content_sha256,
         "seed": seed,
         "command": sys.argv,
         "python": platform.python_version(),

@@ -21,7 +21,7 @@ from data.module import RetrievalData
 from data.prepared import PreparedDataset
 from pipeline import build, fitting
 from pipeline.console import say
-from pipeline.datasets import dataset_spec, ensure_prepared
+from pipeline.datasets import dataset_of, dataset_spec, ensure_prepared
 from pipeline.evaluating import evaluate_run
 from pipeline.runs import Run
 from pipeline.settings import effective
@@ -48,9 +48,9 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
     """
     config = effective(config, overrides)
     run = Run(folder)
-    dataset = ensure_prepared(config)
+    dataset = dataset_of(run) if config.resume else ensure_prepared(config)
     tasks = evaluation_tasks(config, dataset)
-    run.begin(config, dataset.folder)
+    run.begin(config, dataset)
     if build.baseline(config) is not None:
         return fitting.fit(config, run, dataset, tasks, _loggers(config, run))
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -200,8 +200,13 @@ def _best_epoch(best: ModelCheckpoint | None) -> int:
 def _loggers(config: DictConfig, run: Run) -> Any:
     if not config.get("logger"):
         return False
-    logger = hydra.utils.instantiate(config.logger, save_dir=str(run.folder))
-    logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+    try:
+        logger = hydra.utils.instantiate(config.logger, save_dir=str(run.folder))
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+    except Exception as e:
+        if type(e).__module__.partition(".")[0] == "wandb":  # no account, say
+            raise ConfigError(f"wandb: {e} Or set WANDB_MODE=offline, or logger=csv") from e
+        raise
     return logger
 
 

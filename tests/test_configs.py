@@ -140,4 +140,5 @@ def test_sweeps_compose(path: Path) -> None:
 def test_a_new_run_gets_a_folder_of_its_own_and_a_resumed_one_its_old(tmp_path: Path) -> None:
     new = train_verb.run_folder(None, "runs", "market", None)
     assert new.startswith(str(Path("runs") / "market"))
+    (tmp_path / "config.yaml").touch()
     assert train_verb.run_folder(str(tmp_path), "runs", "market", None) == str(tmp_path)

@@ -262,3 +262,10 @@ def test_a_time_zone_that_is_none_is_a_setting_to_correct(tmp_path: Path) -> Non
     write(tmp_path / "log.parquet", SMALL)
     with pytest.raises(ConfigError, match="'Mars/Base': no such time zone"):
         prepared(tmp_path, events={"files": "log.parquet", "time": {"column": "time", "timezone": "Mars/Base"}})
+
+
+def test_a_log_without_any_readable_time_is_not_called_empty(tmp_path: Path) -> None:
+    """Naive text throughout, and a split that needs the clock."""
+    write(tmp_path / "log.csv", [{**row, "time": "2024-01-01 08:00:00"} for row in SMALL])
+    message = stopped(tmp_path, events={"files": "log.csv", "time": "time"}, split={"rule": "global_time"})
+    assert "6 of 6 log rows: the time is null, cannot be read, is naive" in message

@@ -66,6 +66,19 @@ def test_text_that_is_no_number_stops_instead_of_passing_for_missing(
     assert f"{tmp_path}/items.csv, column 'x', row 1 (counted from 0)" in message
 
 
+@pytest.mark.parametrize(
+    ("bad", "found"),
+    [([1.0, 2.0, 3.0], "[1.0, 2.0, 3.0]"), ([], "[]"), ([1.0, None], "[1.0, NULL]"), ([math.nan, 1.0], "[nan, 1.0]"),
+     ([math.inf, 1.0], "[inf, 1.0]")],
+)  # fmt: skip
+def test_a_vector_that_is_none_stops_and_names_its_row(tmp_path: Path, bad: Any, found: str) -> None:
+    write(tmp_path / "log.parquet", SMALL)
+    write(tmp_path / "items.parquet", pa.table({"item": [13, 12, 11, 10], "x": [[1.0, 2.0], None, bad, [0.5, 0.5]]}))
+    message = stopped(tmp_path, items={"files": "items.parquet", "features": {"x": {"kind": "vector", "dim": 2}}})
+    assert f"1 vectors that are not 2 finite numbers, the first {found}" in message
+    assert f"{tmp_path}/items.parquet, column 'x', row 2 (counted from 0)" in message
+
+
 @pytest.mark.parametrize("field", ["posted", "expires"])
 def test_a_posting_date_that_cannot_be_read_stops_instead_of_lasting_for_ever(tmp_path: Path, field: str) -> None:
     write(tmp_path / "log.parquet", SMALL)
