@@ -57,10 +57,8 @@ def test_the_first_line_is_the_command_that_uses_it(path: Path) -> None:
     assert lines[0].startswith(("# python ", "# What every verb knows")), lines[0]
 
 
-SMALL = {
-    "market": ["data.generate.users=300", "data.generate.jobs=200", "data.generate.impressions=20000"],
-    "melo": ["data.generate.partners=1"],
-}
+SMALL_MARKET = ["data.generate.users=300", "data.generate.jobs=200", "data.generate.impressions=20000"]
+SMALL = {"market": SMALL_MARKET, "melo": ["data.generate.partners=1"]}
 
 
 @pytest.mark.slow

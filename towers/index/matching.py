@@ -70,7 +70,9 @@ def matchable(bundle: OpenBundle) -> tuple[KnownUsers, IdMap]:
     """
     if bundle.known is None or bundle.user_ids is None or bundle.known.embeddings is None:
         raise DataError(
-            "this bundle holds no embeddings of users", where="match", cure="export a model that reads features or histories of users, with match=true"
+            "this bundle holds no embeddings of users",
+            where="match",
+            cure="export a model that reads features or histories of users, with match=true",
         )
     return bundle.known, bundle.user_ids
 
