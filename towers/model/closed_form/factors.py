@@ -5,8 +5,8 @@ Shapes: ``I`` items, ``V`` values of a feature, ``d`` factors, which is the mode
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from towers.errors import ConfigError
 from towers.features import FIRST, Kind
+from towers.model.closed_form.bags import BagWeights
 from towers.model.closed_form.content import fit_tables
 from towers.model.closed_form.interactions import Interactions
 from towers.model.encoders import Bag, Lookup
@@ -34,12 +35,16 @@ class Factors:
         history: ``[I, d]`` what items contribute to a history; None: the candidate vectors.
         gram: ``[d]`` diagonal of Γ, for users who are folded in (see ``FoldIn``); None: the method has no fold-in.
         ridge: its λ.
+        user_bags: what texts and lists of the users say, by feature.
+        item_bags: likewise of the items; empty: it is fitted to ``item`` (see ``content``).
     """
 
     item: Tensor
     history: Tensor | None = None
     gram: Tensor | None = None
     ridge: Ridge | None = None
+    user_bags: Mapping[str, BagWeights] = field(default_factory=dict)
+    item_bags: Mapping[str, BagWeights] = field(default_factory=dict)
 
 
 class ClosedForm(Protocol):
@@ -54,13 +59,15 @@ class ClosedForm(Protocol):
 def assign(model: TwoTower, factors: Factors, items: FeatureTable) -> None:
     """Write factors into a model's tables, so that its vectors are theirs.
 
-    An item's vector is the sum of what its features give. Categorical content gets tables that say of the factors
-    what content can say (see ``content``), so that new items have vectors; the id gets what is left, so that known
-    items have theirs. All other item features, and those of users, start at zero: a user is her pooled history, until
-    training says otherwise.
+    An item's vector is the sum of what its features give. Categorical content gets the tables that come with the
+    factors or, without any, such that say of the factors what content can say (see ``content``), so that new items have
+    vectors; the id gets what is left, so that known items have theirs. All other item features start at zero, and
+    so do the users' but for those that have tables and those that share an encoder with the items: a user is her pooled
+    history and what such features say, until training says otherwise.
 
     Args:
-        model: the towers. Items are a sum of encoders (``fusion: sum``, ``body: none``) with an id among them.
+        model: the towers. Items are a sum of encoders (``fusion: sum``, ``body: none``) with an id among them, or such
+            content as the factors have tables for.
         factors: of all ``I`` items.
         items: encoded features of all items.
 
@@ -70,19 +77,24 @@ def assign(model: TwoTower, factors: Factors, items: FeatureTable) -> None:
     if problems := _problems(model, factors, items):
         raise ConfigError("init cannot write its factors into this model:\n" + "\n".join(f"  - {p}" for p in problems))
     name, pooling = _id_feature(model, items), model.pooling
-    assert name is not None
-    assert pooling is not None
+    _fill(model.item_inputs, name, factors.item, factors.item_bags, items)
+    items_own = set(model.item_inputs.encoders.values())
+    for feature in model.user_inputs.names:
+        encoder = model.user_inputs.encoder(feature)
+        if feature in factors.user_bags:
+            _write(encoder, factors.user_bags[feature])
+        elif encoder not in items_own:
+            _silence(encoder)
+    if pooling is None:
+        return
     folds_in = pooling.fold_in is not None
     if pooling.fold_in is not None and factors.gram is not None and factors.ridge is not None:
         pooling.fold_in.set(factors.gram, factors.ridge)
-    _fill(model.item_inputs, name, factors.item, items)
     if model.history_item_inputs is not None:
         history = factors.item if folds_in or factors.history is None else factors.history
-        _fill(model.history_item_inputs, name, history, items)
+        _fill(model.history_item_inputs, name, history, factors.item_bags, items)
     # What candidates have in common. Not zero: a cosine's slope there is without bound, and training would take it.
     pooling.no_history.copy_(factors.item.mean(0))
-    for encoder in model.user_inputs.encoders.values():
-        _silence(encoder)
 
 
 def _problems(model: TwoTower, factors: Factors, items: FeatureTable) -> list[str]:
@@ -96,10 +108,19 @@ def _problems(model: TwoTower, factors: Factors, items: FeatureTable) -> list[st
         if not isinstance(tower.project, nn.Identity):
             out.append(f"the {side} tower has a body or a projection; set model.{side}.body=none and leave "
                        f"model.{side}.encoders.dim at null")  # fmt: skip
-    if _id_feature(model, items) is None:
+    for side, inputs, bags in (
+        ("item", model.item_inputs, factors.item_bags),
+        ("user", model.user_inputs, factors.user_bags),
+    ):
+        texts = [n for n in inputs.names if isinstance(inputs.encoder(n), Bag)]
+        if unread := [n for n in bags if n not in texts]:
+            out.append(f"init computes tables for {unread}, and of texts and lists the {side} tower reads {texts}; "
+                       f"name them in model.{side}.include")  # fmt: skip
+    if _id_feature(model, items) is None and not factors.item_bags:
         out.append("the item tower reads no id, which holds the factors; do not exclude it in model.item")
     if model.pooling is None:
-        out.append("users have no history; set model.history.pooling=mean")
+        if not factors.user_bags and not _sharing(model):
+            out.append("users have no history; set model.history.pooling=mean")
     elif model.pooling.fold_in is not None:
         if factors.gram is None:
             out.append("this closed form has no fold-in; set model.history.pooling=mean, or init=ials")
@@ -108,6 +129,12 @@ def _problems(model: TwoTower, factors: Factors, items: FeatureTable) -> list[st
     if model.dim != d:
         out.append(f"there are {d} factors and model.dim is {model.dim}; set model.dim={d}")
     return out
+
+
+def _sharing(model: TwoTower) -> bool:
+    """Whether users are described by a feature that takes an encoder of the items."""
+    items = set(model.item_inputs.encoders.values())
+    return any(e in items for e in model.user_inputs.encoders.values())
 
 
 def _id_feature(model: TwoTower, items: FeatureTable) -> str | None:
@@ -128,20 +155,31 @@ def _silence(encoder: nn.Module) -> None:
         p.zero_()
 
 
-def _fill(inputs: Inputs, id_name: str, vectors: Tensor, items: FeatureTable) -> None:
+def _write(encoder: nn.Module, weights: BagWeights) -> None:
+    assert isinstance(encoder, Bag)
+    weights.write(encoder)
+
+
+def _fill(
+    inputs: Inputs, id_name: str | None, vectors: Tensor, bags: Mapping[str, BagWeights], items: FeatureTable
+) -> None:
     """Content first, then each id's row: what is left to its item's vector."""
-    encoders = {name: inputs.encoder(name) for name in inputs.names}
-    table = encoders.pop(id_name)
+    encoders = {name: inputs.encoder(name) for name in inputs.names if name != id_name}
+    content = {} if bags else {n: e for n, e in encoders.items() if isinstance(e, Bag | Lookup)}
+    for name, encoder in encoders.items():
+        if name in bags:
+            _write(encoder, bags[name])
+        elif name not in content:
+            _silence(encoder)
+    if id_name is None:
+        return
+    table = inputs.encoder(id_name)
     assert isinstance(table, Lookup)
     _silence(table)
     ids = items.column(id_name).long()
-    content = {n: e for n, e in encoders.items() if isinstance(e, Bag | Lookup)}
     tables = fit_tables(content, {n: items.column(n) for n in content}, vectors, ids >= FIRST)
-    for name, encoder in encoders.items():
-        if name in content:
-            content[name].table.weight.copy_(tables[name])
-        else:
-            _silence(encoder)
+    for name, encoder in content.items():
+        encoder.table.weight.copy_(tables[name])
     was = inputs.training
     inputs.eval()
     for rows in torch.split(torch.arange(len(items)), 8192):
