@@ -192,7 +192,7 @@ def siamese(dim: int) -> TwoTower:
 def test_with_a_direction_for_every_word_the_match_is_that_of_tf_idf() -> None:
     x = world()
     dim = WORDS + 1  # documents are at least as many, and words that occur fewer
-    f = lsa(x, dim, item="text", user="title", leading=WORDS, idf_power=1.5, progress=quiet)
+    f = lsa(x, dim, item="text", user="title", leading=WORDS / dim, idf_power=1.5, progress=quiet)
     m = siamese(dim)
     assign(m, f, tables(x)[1].select(["text"]))
 
@@ -205,7 +205,7 @@ def test_with_a_direction_for_every_word_the_match_is_that_of_tf_idf() -> None:
     np.testing.assert_allclose(scores(m, x), a @ b.T / length, atol=1e-4)
 
 
-@pytest.mark.parametrize("leading", [0, 8])
+@pytest.mark.parametrize("leading", [0.0, 0.001])
 def test_random_directions_keep_the_match_on_average(leading: int) -> None:
     x, dim = world(), 8000
     a = phi(x.item_features["text"], x.item_features["text"], 1.5, 0.5)
@@ -217,7 +217,7 @@ def test_random_directions_keep_the_match_on_average(leading: int) -> None:
 def test_a_history_of_texts_is_matched_with_texts() -> None:
     x = world()
     m = TwoTower([], [info("text", 5)], dim=9, user=SUM, item=SUM, history=HistorySettings(pooling="mean")).eval()
-    f = lsa(x, 9, item="text", leading=4, progress=quiet)
+    f = lsa(x, 9, item="text", leading=0.5, progress=quiet)
     items = tables(x)[1].select(["text"])
     assign(m, f, items)
     torch.testing.assert_close(m.embed_items(items(torch.arange(ITEMS))), f.item)
@@ -229,13 +229,14 @@ def test_a_history_of_texts_is_matched_with_texts() -> None:
     [
         ({"item": "id"}, r"init\.item names 'id'.*\['text'\]"),
         ({"user": "text"}, r"init\.user names 'text'.*\['title', 'skills'\]"),
-        ({"leading": 9}, "set it to 0 to 8"),
-        ({"leading": -1}, "set it to 0 to 8"),
+        ({"leading": 1.5}, "from 0 to 1"),
+        ({"leading": 1.0, "dim": ITEMS}, r"fewer lead than there are texts \(11\)"),
+        ({"leading": -0.5}, "from 0 to 1"),
     ],
 )
 def test_lsa_tells_what_it_cannot_do(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        lsa(world(), **{"dim": 8, "item": "text", "leading": 2, "progress": quiet, **changes})
+        lsa(world(), **{"dim": 8, "item": "text", "leading": 0.25, "progress": quiet, **changes})
 
 
 # --- assigning

@@ -11,9 +11,12 @@ these keep directions of their own, nearly at right angles. Nothing is learned f
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from scipy import sparse
+from torch import Tensor
 
 from towers.errors import ConfigError
 from towers.model.closed_form.bags import BagWeights, lists, tfidf, vectors
@@ -28,7 +31,7 @@ def lsa(
     *,
     item: str,
     user: str | None = None,
-    leading: int = 128,
+    leading: float = 0.125,
     idf_power: float = 1.5,
     length_power: float = 0.5,
     seed: int = 0,
@@ -48,7 +51,7 @@ def lsa(
         item: a text or list of the items.
         user: one of the users that has its vocabulary (``vocabulary: items.NAME``) and so shares its encoder; the texts
             of those with training events count as documents too. None: users are their histories.
-        leading: ``k``; ``d``: latent semantic analysis alone, 0: random projection alone.
+        leading: ``k / d``; 1: latent semantic analysis alone, 0: random projection alone.
         idf_power: the larger, the more rare words count.
         length_power: γ; ½: texts of any length count alike, less: long ones more.
         seed: of the random directions.
@@ -58,7 +61,7 @@ def lsa(
         Factors by which a text scores about 1 with itself, on average over users and items.
 
     Raises:
-        ConfigError: no such feature, or ``leading`` not from 0 to ``dim`` or not below the numbers of words and texts.
+        ConfigError: no such feature, ``leading`` not from 0 to 1, or ``k`` not below the numbers of words and texts.
     """
     texts = lists(interactions.item_features, item, "init.item")
     others = texts[:0]
@@ -69,12 +72,12 @@ def lsa(
     progress("words", 0.0)
     bag = tfidf(documents, idf_power, length_power)
     x = vectors(bag, documents)
-    most = min(dim, min(x.shape) - 1)
-    if not 0 <= leading <= most:
-        raise ConfigError(f"init.leading is {leading}; with model.dim={dim} and {x.shape[0]} texts of {x.shape[1]} "
-                          f"words, set it to 0 to {most}")  # fmt: skip
+    k = round(leading * dim)
+    if not 0 <= k <= dim or k >= min(x.shape):
+        raise ConfigError(f"init.leading is {leading}; set it from 0 to 1, so that of model.dim={dim} fewer lead "
+                          f"than there are texts ({x.shape[0]}) and words ({x.shape[1]})")  # fmt: skip
     progress("singular vectors", 0.1)
-    table = _directions(sparse.csr_array(x, dtype=np.float32), dim, leading, seed)
+    table = _directions(sparse.csr_array(x, dtype=np.float32), dim, k, seed)
     squares = np.asarray(x.power(2).sum(axis=1)).ravel()
     sides = [squares[: len(texts)], squares[len(texts) :]] if len(others) else [squares, squares]
     table /= float(np.prod([max(side.mean(), 1e-12) for side in sides])) ** 0.25
@@ -83,11 +86,11 @@ def lsa(
     return Factors(torch.from_numpy(x[: len(texts)] @ table.numpy()).float(), item_bags={item: weights})
 
 
-def _directions(x: sparse.csr_array, dim: int, leading: int, seed: int) -> torch.Tensor:
+def _directions(x: sparse.csr_array, dim: int, k: int, seed: int) -> Tensor:
     """``E [V, d]``."""
     generator = torch.Generator().manual_seed(seed)
-    rest = torch.randn(x.shape[1], dim - leading, generator=generator) * max(1, dim - leading) ** -0.5
-    if leading:
-        _, _, words = truncated_svd(x, leading)
-        rest = torch.cat([words, rest - words @ (words.T @ rest)], dim=1)
-    return rest
+    rest = torch.randn(x.shape[1], dim - k, generator=generator) / math.sqrt(max(1, dim - k))
+    if not k:
+        return rest
+    _, _, words = truncated_svd(x, k)
+    return torch.cat([words, rest - words @ (words.T @ rest)], dim=1)
