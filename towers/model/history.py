@@ -125,15 +125,13 @@ class HistoryPooling(nn.Module):
     def forward(self, history: HistoryInputs) -> Tensor:
         """Histories → ``[B, H]``."""
         history = history._replace(mask=self._kept(history.mask))
-        if self.sequence is not None:
-            history = history._replace(vectors=history.gathered(), rows=None)
         if self.kind == "sequence":
             assert self.sequence is not None
-            out: Tensor = self.sequence(*history[:4])
+            out: Tensor = self.sequence(*history)
         else:
             out = self.pool(history)
             if self.sequence is not None:
-                out = out + self.sequence_weight * self.sequence(*history[:4])
+                out = out + self.sequence_weight * self.sequence(*history)
         out = self.dropout(torch.where(history.mask.any(dim=1, keepdim=True), out, self.no_history))
         return out
 

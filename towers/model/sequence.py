@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from towers.model.sequence_blocks import AGES, Block, Seen, age_bucket, block
@@ -78,18 +79,24 @@ class SequenceEncoder(nn.Module):
         nn.init.normal_(self.out.weight, std=(width * dim) ** -0.5)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, vectors: Tensor, mask: Tensor, action: Tensor, age: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor, mask: Tensor, action: Tensor, age: Tensor, rows: Tensor | None = None) -> Tensor:
         """Histories → ``[B, H]``; arbitrary, and finite, for one without events.
 
         Args:
-            vectors: ``[B, L, H]``, finite also where masked.
+            vectors: ``[B, L, H]``, or a table ``[n, H]``, which is projected before anything is gathered.
             mask: ``[B, L]`` bool, true where there is an event.
             action: ``[B, L]`` int64 action codes.
             age: ``[B, L]`` log1p of hours; 0 without a clock.
+            rows: ``[B, L]`` int64 rows of the table.
         """
         n = self.length
-        vectors, mask, action, age = vectors[:, :n], mask[:, :n], action[:, :n], age[:, :n]
-        x = self.norm_in(self.project(vectors)) + self.position[: vectors.shape[1]]
+        mask, action, age = mask[:, :n], action[:, :n], age[:, :n]
+        nothing = ~mask.unsqueeze(-1)
+        if rows is None:
+            x = self.project(vectors[:, :n].masked_fill(nothing, 0.0))
+        else:
+            x = F.embedding(rows[:, :n], self.project(vectors)).masked_fill(nothing, 0.0)
+        x = self.norm_in(x) + self.position[: mask.shape[1]]
         x = self.dropout(x + self.action(action) + self.age(age_bucket(age)))
         seen = Seen.of(mask, age)
         last = len(self.blocks) - 1
