@@ -111,10 +111,10 @@ class PreparedDataset:
         self.refit: bool = self.info["refit"]
 
     @property
-    def content_sha256(self) -> str:
-        """Hash of what a model learns from, wherever and whenever it was prepared."""
+    def files_sha256(self) -> str:
+        """Hash of the files that a model learns from, wherever and whenever they were prepared."""
         files = {n: f["sha256"] for n, f in self.info["files"].items() if not n.startswith(("tasks/", "rejected/"))}
-        return hashlib.sha256(json.dumps([self.info["schema_hash"], files], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def users(self) -> pa.Table:

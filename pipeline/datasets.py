@@ -51,15 +51,15 @@ def dataset_of(run: Run) -> PreparedDataset:
     Raises:
         ConfigError: the raw data are no longer what they were: rows of embedding tables would mean other values.
     """
-    config, wanted = run.config, run.provenance.get("dataset_content_sha256")
+    config, wanted = run.config, run.provenance.get("dataset_files_sha256")
     target = Path(config.var) / "data" / dataset_spec(config).name
     try:
-        if (found := PreparedDataset(target)).content_sha256 == wanted:
+        if (found := PreparedDataset(target)).files_sha256 == wanted:
             return found
     except DataError:  # nothing is there
         pass
     dataset = ensure_prepared(config)
-    if wanted and dataset.content_sha256 != wanted:
+    if wanted and dataset.files_sha256 != wanted:
         raise ConfigError(
             f"the data of {run.folder} have changed since it was trained, and its weights do not fit what is now "
             f"at {config.data.get('source') or dataset.folder}; restore the files of that time, or train again"

@@ -127,7 +127,7 @@ def provenance(dataset: PreparedDataset, seed: int) -> dict[str, Any]:
         "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
         "dataset": str(dataset.folder),
         "dataset_sha256": sha256(dataset.folder / "dataset.json"),
-        "dataset_content_sha256": dataset.content_sha256,
+        "dataset_files_sha256": dataset.files_sha256,
         "seed": seed,
         "command": sys.argv,
         "python": platform.python_version(),

@@ -36,21 +36,21 @@ def test_a_run_keeps_to_the_data_that_it_was_trained_on(config: DictConfig, tmp_
     log = tmp_path / "log.parquet"
     old, run = log.read_bytes(), Run(tmp_path / "run")
     run.begin(config, ensure_prepared(config))
-    learnt = dataset_of(run).content_sha256
+    learnt = dataset_of(run).files_sha256
 
     log.write_bytes(old)  # another time of change, the same content
-    assert ensure_prepared(config).content_sha256 == learnt
+    assert ensure_prepared(config).files_sha256 == learnt
 
     grown = pa.concat_tables([pq.read_table(log), pa.Table.from_pylist(events((1, 99, 4)))])
     pq.write_table(grown, log)
-    assert dataset_of(run).content_sha256 == learnt, "what was prepared is still there"
+    assert dataset_of(run).files_sha256 == learnt, "what was prepared is still there"
 
-    assert ensure_prepared(config).content_sha256 != learnt  # another run wants the new log
+    assert ensure_prepared(config).files_sha256 != learnt  # another run wants the new log
     with pytest.raises(ConfigError, match="have changed since it was trained"):
         dataset_of(run)
 
     log.write_bytes(old)
-    assert dataset_of(run).content_sha256 == learnt
+    assert dataset_of(run).files_sha256 == learnt
 
 
 def test_one_process_prepares_and_the_others_wait(config: DictConfig, tmp_path: Path) -> None:

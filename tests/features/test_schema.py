@@ -1,5 +1,6 @@
 """Declarations: parsing, defaults, mistakes, and the JSON that travels with a model."""
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -45,3 +46,13 @@ def test_a_schema_survives_json_and_its_hash_sees_every_change() -> None:
     assert again == schema
     assert again.hash == schema.hash
     assert Schema.from_json({**schema.to_json(), "history_length": 7}).hash != schema.hash
+
+
+def test_a_hash_is_of_what_differs_from_the_defaults() -> None:
+    """So that a setting added later leaves the hashes of older data and bundles as they were."""
+    said = '{"items": [], "users": [{"kind": "id", "name": "me"}]}'
+    assert Schema(users=(Feature("me", Kind.ID),), items=()).hash == hashlib.sha256(said.encode()).hexdigest()
+    known = Schema(users=(), items=(Feature("x", Kind.CATEGORICAL, ("x",)),))
+    older = known.to_json()
+    del older["items"][0]["vocabulary"]
+    assert Schema.from_json(older).hash == known.hash

@@ -189,7 +189,7 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     "change",
     [
-        _set("format_version", 2), _set("format_version", True), _set("format", "other"), _set("files", []),
+        _set("format_version", 99), _set("format_version", True), _set("format", "other"), _set("files", []),
         _set("files", None), _set("counts", 5), _set("counts/items", 1 << 60), _set("counts/items", -1),
         _set("counts/items", 61), _set("counts/items", "60"), _set("counts/items", True), _set("counts/items", 0),
         _set("counts/users", 4), _set("counts/users", 1.0), _set("counts/history_dim", 7), _set("counts/more", 1),

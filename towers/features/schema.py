@@ -160,5 +160,15 @@ class Schema:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the canonical JSON form."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of all that differs from the defaults, so that a setting yet to be invented changes no old hash."""
+        return hashlib.sha256(json.dumps(_said(self), sort_keys=True).encode()).hexdigest()
+
+
+def _said(value: Any) -> Any:
+    """What a declaration says beyond the defaults, as JSON."""
+    if isinstance(value, tuple):
+        return [_said(v) for v in value]
+    if isinstance(value, Schema | Feature | Action):
+        there = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
+        return {name: _said(v) for name, v in there.items()}
+    return value

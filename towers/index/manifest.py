@@ -17,7 +17,7 @@ from typing import Any
 from towers.errors import BundleError
 
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
-FORMAT, FORMAT_VERSION = "towers-bundle", 1
+FORMAT, FORMAT_VERSION = "towers-bundle", 2
 _MAX_MANIFEST = 16 << 20  # bytes
 _MAX_COUNT = 1 << 40
 _TYPES: dict[str, type | tuple[type, ...]] = {
