@@ -100,3 +100,46 @@ def test_what_cannot_be_built_is_told(changes: dict[str, Any], told: str) -> Non
 def test_a_block_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match=r"'svd'.*\['ridge', 'content', 'mean', 'users'\]"):
         blocks().block("svd")
+
+
+# --- blocks that stay as they are
+
+
+def test_a_block_that_is_apart_joins_outside_training_only() -> None:
+    weights = {"ridge": 0.5, "users": 3.0}
+    m, users, items = blocks(weights=weights, apart=["ridge", "mean"]), table(infos(), 5), table(infos(), 9, seed=1)
+    rows = torch.arange(9)
+    assert m.embed_items(items(rows)).shape[1] == m.dim
+    m.train()
+    assert m.embed_items(items(rows)).shape[1] == 6 + 3
+    vectors = m.history_inputs(items(rows))
+    assert vectors.shape[1] == m.block("content").history_dim
+    b = batch(6, 9)
+    e = Embedder(m, users, items, contexts=table(infos()[1:3], 9, seed=2))
+    whole = next(iter(e.embed_queries([b])))  # an embedder evaluates
+    assert whole.shape[1] == m.dim
+    assert m.training
+
+
+def test_a_block_that_is_apart_has_no_gradients() -> None:
+    m = blocks(apart=["ridge"])
+    assert not any(p.requires_grad for p in m.block("ridge").parameters())
+    assert all(p.requires_grad for p in m.block("content").parameters())
+
+
+def test_histories_may_be_read_apart_only() -> None:
+    m = blocks(blocks={k: BLOCKS[k] for k in ("ridge", "users")}, apart=["ridge"]).train()
+    items = table(infos(), 9, seed=1)(torch.arange(9))
+    vectors = m.history_inputs(items)
+    assert vectors.shape == (9, 0)
+    nothing = torch.zeros(2, 1, dtype=torch.long)
+    h = HistoryInputs(vectors, nothing >= 0, nothing, nothing.float(), nothing)
+    features = {k: v[:2] for k, v in table(infos(), 5)(torch.arange(5)).items()}
+    contexts = table(infos()[1:3], 9, seed=2)(torch.arange(2))
+    assert m.embed_users(features, h, contexts).shape == (2, 3)
+
+
+@pytest.mark.parametrize("apart", [["nobody"], list(BLOCKS)])
+def test_apart_names_some_of_the_blocks(apart: list[str]) -> None:
+    with pytest.raises(ConfigError, match="and not all"):
+        blocks(apart=apart)

@@ -33,10 +33,13 @@ class Blocks(RetrievalModel):
         n_actions: number of action codes in histories.
         blocks: what makes each block, by name; the arguments are those above.
         weights: the weight of each block at the start, by default 1; learned from there.
+        apart: blocks that stay as their ``init`` made them and join outside training only. The others are trained as if
+            they were alone: what a closed form knows of the training events already would leave them nothing to learn.
         similarity: of the whole, a dot product; a block may be a cosine of its own.
 
     Raises:
-        ConfigError: no blocks, weights that are not positive or name no block, or a cosine of the whole.
+        ConfigError: no blocks, weights that are not positive or name no block, or a cosine of the whole; ``apart`` that
+            names no block, or all.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Blocks(RetrievalModel):
         *,
         blocks: Mapping[str, Callable[..., TwoTower]],
         weights: Mapping[str, float] | None = None,
+        apart: Sequence[str] = (),
         similarity: Similarity | None = None,
     ) -> None:
         super().__init__()
@@ -56,12 +60,17 @@ class Blocks(RetrievalModel):
             raise ConfigError("model.blocks is empty; name at least one, e.g. model/blocks.yaml's")
         if wrong := [k for k, w in weights.items() if k not in blocks or not w > 0]:
             raise ConfigError(f"model.weights {wrong}: set weights above 0 for the blocks {list(blocks)}")
+        if not set(apart) < set(blocks):
+            raise ConfigError(f"model.apart {list(apart)}: name some of the blocks {list(blocks)}, and not all")
         if self.similarity.kind != "dot":
             raise ConfigError("blocks are compared by a dot product; set model.similarity.kind=dot")
         self.names = tuple(blocks)
         self.blocks = nn.ModuleList(make(user_infos, item_infos, context_infos, n_actions) for make in blocks.values())
         self.log_weight = nn.Parameter(torch.tensor([float(weights.get(n, 1.0)) for n in blocks]).log())
-        parts = self._parts()
+        self.apart = frozenset(apart)
+        for name in self.apart:
+            self.block(name).requires_grad_(False)
+        parts = [self.block(name) for name in self.names]
         self.n_actions = n_actions
         self.dim = sum(p.dim for p in parts)
         self.history_dim = sum(p.history_dim for p in parts)
@@ -77,7 +86,9 @@ class Blocks(RetrievalModel):
         """
         if name not in self.names:
             raise ConfigError(f"init names the block {name!r}; there are {list(self.names)}")
-        return self._parts()[self.names.index(name)]
+        out = self.blocks[self.names.index(name)]
+        assert isinstance(out, TwoTower)
+        return out
 
     def embed_users(
         self,
@@ -88,28 +99,32 @@ class Blocks(RetrievalModel):
     ) -> Tensor:
         """``[B, D]``: the blocks' queries, weighted."""
         parts = self._parts()
-        widths = [p.history_dim for p in parts]
+        widths = [p.history_dim for _, p in parts]
         seen = [None] * len(parts) if history is None else [
             history._replace(vectors=v) if v.shape[-1] else None for v in torch.split(history.vectors, widths, dim=-1)
         ]  # fmt: skip
         out = [
             self.log_weight[k].exp()
             * p.embed_users(_some(features, p.user_features), h, _some(context, p.context_features), action)
-            for k, (p, h) in enumerate(zip(parts, seen, strict=True))
+            for (k, p), h in zip(parts, seen, strict=True)
         ]
         return torch.cat(out, dim=-1)
 
     def embed_items(self, features: Mapping[str, Tensor]) -> Tensor:
         """``[N, D]``: the blocks' candidates."""
-        return torch.cat([p.embed_items(_some(features, p.item_features)) for p in self._parts()], dim=-1)
+        return torch.cat([p.embed_items(_some(features, p.item_features)) for _, p in self._parts()], dim=-1)
 
     def history_inputs(self, features: Mapping[str, Tensor]) -> Tensor:
         """``[N, H]``: what the blocks' items contribute."""
-        parts = [p for p in self._parts() if p.history_dim]
+        parts = [p for _, p in self._parts() if p.history_dim]
+        if not parts:  # those that read histories are apart
+            return self.log_weight.new_zeros(len(next(iter(features.values()))), 0)
         return torch.cat([p.history_inputs(_some(features, p.item_features)) for p in parts], dim=-1)
 
-    def _parts(self) -> list[TwoTower]:
-        return [b for b in self.blocks if isinstance(b, TwoTower)]
+    def _parts(self) -> list[tuple[int, TwoTower]]:
+        """The blocks of the present mode, each with its place."""
+        here = [n for n in self.names if not (self.training and n in self.apart)]
+        return [(self.names.index(n), self.block(n)) for n in here]
 
 
 def _some(features: Mapping[str, Tensor] | None, names: Sequence[str]) -> dict[str, Tensor]:
