@@ -86,7 +86,8 @@ def test_bpr_by_hand() -> None:
 
 
 def test_binary_by_hand_and_like_torch() -> None:
-    positive, negative = torch.tensor([0.3]), torch.tensor([[-1.0, 0.5, -INF]])
+    two = math.log(2)  # as many negatives as are left
+    positive, negative = torch.tensor([0.3 + two]), torch.tensor([[-1.0 + two, 0.5 + two, -INF]])
     theirs = F.binary_cross_entropy_with_logits(torch.tensor([0.3, -1.0, 0.5]), torch.tensor([1.0, 0.0, 0.0]))
     assert binary(positive, negative, torch.ones(1)).item() == pytest.approx(theirs.item())
     power = -(0.2 * math.log(1 / (1 + math.exp(-0.3)))) / 3
@@ -152,10 +153,18 @@ def test_the_unbiased_positive_is_the_corrected_log_q_correction() -> None:
 
 
 def test_binary_with_log_q_on_both_sides_finds_log_probabilities() -> None:
-    """Noise-contrastive estimation: at s = log p, the expected gradient is zero for whatever the negatives' q is."""
+    """Noise-contrastive estimation: at s = log p + log N the expected gradient is zero, whatever the negatives' q."""
     p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-    q = torch.tensor([0.1, 0.9, 0.6], dtype=torch.float64)  # how often each is among the negatives
-    s = p.log().requires_grad_()
-    expected = (p * F.softplus(-(s - q.log()))).sum() + (q * F.softplus(s - q.log())).sum()
+    q = torch.tensor([0.1, 0.9, 0.4], dtype=torch.float64)  # how often each is among the negatives
+    drawn = torch.tensor([[bool(k >> j & 1) for j in range(3)] for k in range(8)])
+    chance = torch.where(drawn, q, 1 - q).prod(1)
+    n = 3  # columns of every draw here: what was not drawn stands there with a score that costs nothing
+    s = (p.log() + math.log(n)).requires_grad_()
+    corrected = s - q.log()
+    expected = torch.zeros((), dtype=torch.float64)
+    for item in range(3):
+        for held, share in zip(drawn, chance, strict=True):
+            negative = torch.where(held, corrected, -1e9).unsqueeze(0)
+            expected = expected + p[item] * share * binary(corrected[item : item + 1], negative, torch.ones(1))
     (grad,) = torch.autograd.grad(expected, s)
-    assert grad.abs().max() < 1e-12
+    assert grad.abs().max() < 1e-8

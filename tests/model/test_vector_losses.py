@@ -149,8 +149,9 @@ def test_generalised_binary_by_the_papers_formula() -> None:
     """t = .75 and a third of the catalogue drawn: β = α (t (1 - 1/α) + 1/α) = 1/3 (.75 (1 - 3) + 3) = .5."""
     c = contrast(9, corrected=False, positive_log_q=None)
     c = replace(c, draw=c.draw._replace(log_q=torch.full((9,), math.log(1 / 3))))
-    positive, negative = c.positive_logits(), c.negative_logits()
-    left = negative > -INF
+    left = c.negative_logits() > -INF
+    odds = left.sum(1).log()
+    positive, negative = c.positive_logits() - odds, c.negative_logits() - odds.unsqueeze(1)
     log_1_minus_p = torch.where(left, torch.log1p(-negative.sigmoid()), 0.0)
     each = -(positive.sigmoid() ** 0.5).log() - log_1_minus_p.sum(1)
     expected = ((each / (1 + left.sum(1))) * c.weight).sum() / c.weight.sum()

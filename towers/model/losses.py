@@ -5,7 +5,7 @@ nor samplers. What needs more than logits (vectors, chunks, other positives) is 
 
     sampled_softmax      log(1 + Σ_j exp(s_j - s⁺ + m))                    wants logits corrected by log q
     bpr                  mean_j log(1 + exp(s_j - s⁺))                     wants plain scores
-    binary               -(β log σ(s⁺) + Σ_j log σ(-s_j)) / (1 + N)        plain; corrected on both sides it is NCE
+    binary               -(β log σ(s⁺ - log N) + Σ_j log σ(log N - s_j)) / (1 + N)   plain; corrected on both sides: NCE
     cosine_contrastive   1 - s⁺ + w mean_j max(0, s_j - m)                 plain cosines, temperature 1
 """
 
@@ -73,14 +73,17 @@ def bpr(positive: Tensor, negative: Tensor, weight: Tensor) -> Tensor:
 
 
 def binary(positive: Tensor, negative: Tensor, weight: Tensor, beta: float = 1.0) -> Tensor:
-    """``-(β log σ(s⁺) + Σ_j log(1 - σ(s_j))) / (1 + N)``: is this pair a click, yes or no.
+    """``-(β log σ(s⁺ - log N) + Σ_j log(1 - σ(s_j - log N))) / (1 + N)``: is this pair a click, yes or no.
 
     Binary cross-entropy, as in SASRec (Kang and McAuley, 2018). The more negatives are drawn, the more it believes
     that nothing is ever clicked, and the positives at the top saturate; ``vector_losses.GeneralisedBinary`` finds the β
     that mends it. On plain scores, with uniform negatives.
 
+    ``log N`` is the log-odds that a pair of the step is a negative. An inner product has no bias that could learn it;
+    without it a thousand negatives first push all vectors into one direction. No ranking depends on it.
+
     With log q subtracted on both sides (``correct_negatives=true correct_positive=true``) it is noise-contrastive
-    estimation (Gutmann and Hyvärinen, 2010), whose scores tend to ``log p(item | user)`` with any sampler.
+    estimation (Gutmann and Hyvärinen, 2010), whose scores tend to ``log p(item | user) + log N`` with any sampler.
 
     Args:
         positive: ``[B]`` scores.
@@ -88,8 +91,10 @@ def binary(positive: Tensor, negative: Tensor, weight: Tensor, beta: float = 1.0
         weight: ``[B]`` label weights.
         beta: power of the positive's probability.
     """
-    each = F.softplus(negative).sum(1) + beta * F.softplus(-positive)
-    return weighted_mean(each / (1 + _left(negative)), weight)
+    left = _left(negative)
+    odds = left.log()
+    each = F.softplus(negative - odds.unsqueeze(1)).sum(1) + beta * F.softplus(odds - positive)
+    return weighted_mean(each / (1 + left), weight)
 
 
 def cosine_contrastive(

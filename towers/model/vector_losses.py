@@ -113,8 +113,8 @@ class GeneralisedBinary(VectorLoss):
 
     ``β = 1 - t (1 - α)``, where α is the share of the catalogue that is drawn ("gSASRec", Petrov and Macdonald, 2023,
     equation 9). At ``t = 1`` scores tend to what they would be without sampling, at ``t = 0`` it is plain binary
-    cross-entropy. Use it for sequence models with a few hundred uniform negatives whose scores must be probabilities;
-    for the ranking alone ``sampled_softmax`` is as good.
+    cross-entropy. Use it for sequence models with a few hundred uniform negatives where ``σ(s - log N)`` must be a
+    probability; for the ranking alone ``sampled_softmax`` is as good.
 
     Attributes:
         calibration: ``t``; the paper takes .75.
