@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -28,7 +29,7 @@ MODELS = {
     "sequence_knn": [],
     "ease": ["model.regularisation=10"],
     "tfidf": ["model.features={title: 1.0, place*skills: 0.5}"],
-    "kernel_ridge": ["model.features={skills: 1.0, field: 0.5}"],
+    "kernel_ridge": ["model.features={skills: 1.0}"],
 }
 
 
@@ -103,11 +104,16 @@ def test_an_export_says_what_to_export_instead(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_exported_instead_is_a_config(name: str) -> None:
+def test_what_is_exported_instead_is_a_run_of_two_towers(folder: Path, name: str) -> None:
     baseline = build.baseline(config("train", f"model={name}", *MODELS[name]))
     assert baseline is not None
-    towers = config("train", *baseline.instead.split())
+    places = [f"var={folder}/var", f"runs={folder}/runs", "logger=none"]
+    shorter = ["model.dim=8", "trainer.max_epochs=0"]  # given twice, the last counts
+    towers = config("train", *SMALL, *places, *shlex.split(baseline.instead), *shorter)
     assert build.baseline(towers) is None
+    value = train(towers, folder / "runs" / f"{name}_short")
+    assert value is not None
+    assert 0 < value < 1
 
 
 def test_settings_that_do_not_exist_or_fit_are_refused() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,10 @@ Progress = Callable[[str, float], None]  # what is being done, share done
 class Baseline(ABC):
     """The settings of a method, and what it does with them. What it learns is in the state, plain matrices by name."""
 
-    instead: ClassVar[str]
-    """What an engineer who wants to serve this method's scores exports, as settings of ``train.py``."""
+    @property
+    @abstractmethod
+    def instead(self) -> str:
+        """Settings of ``train.py`` for short vectors that come nearest to this method: those can be exported."""
 
     @abstractmethod
     def fit(self, log: Interactions, progress: Progress) -> State:
@@ -64,6 +66,13 @@ class Baseline(ABC):
             state: what was learnt.
             rows: ``[N]`` item rows.
         """
+
+
+SVD = (
+    "model=hybrid 'model.item.include=[id]' model.item.id_dropout=0 model.history.table=separate init=svd "
+    "trainer.max_epochs=0"
+)
+"""Truncated SVD of the clicks: what neighbourhoods of items come to in short vectors."""
 
 
 @dataclass(frozen=True)

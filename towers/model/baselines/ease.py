@@ -8,14 +8,14 @@ Shapes: ``U`` users, ``I`` items. ``X [U, I]``: clicks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import lapack
 
 from towers.errors import ConfigError
-from towers.model.baselines.baseline import Neighbourhood, Progress, State
+from towers.model.baselines.baseline import SVD, Neighbourhood, Progress, State
 from towers.model.closed_form.interactions import Interactions
 
 _ROWS = 1024  # mirrored at once
@@ -36,7 +36,10 @@ class EASE(Neighbourhood):
     memory_gb: float = 4.0
     """Refuse a matrix that is larger."""
 
-    instead: ClassVar[str] = "model=hybrid model.history.table=separate init=svd trainer.max_epochs=0"
+    @property
+    def instead(self) -> str:
+        """The same clicks, factorised."""
+        return SVD
 
     def fit(self, log: Interactions, progress: Progress) -> State:
         """The matrix ``B`` (its rows are items of histories).

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +40,15 @@ class KernelRidge(Baseline):
     idf_power: float = 1.0
     """The larger, the more rare values count."""
 
-    instead: ClassVar[str] = "model=hybrid model.history.pooling=none"
+    @property
+    def instead(self) -> str:
+        """The same regression at reduced rank."""
+        features = self.features or {"text": 1.0}
+        names, weights = ", ".join(features), ", ".join(f"{f}: {w}" for f, w in features.items())
+        return (
+            f"model=hybrid 'model.user.include=[{names}]' 'model.item.include=[id]' model.item.id_dropout=0 "
+            f"model.history.pooling=none init=feature_ridge 'init.features={{{weights}}}' trainer.max_epochs=0"
+        )
 
     def fit(self, log: Interactions, progress: Progress) -> State:
         """Each feature's ``idf``, the training users' bags ``[T, V]``, and the dual weights ``A [T, I]``.

@@ -6,7 +6,6 @@ Shapes: ``B`` queries, ``I`` items, ``N`` candidates.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +32,10 @@ class Popularity(Baseline):
     half_life_days: float | None = None
     """An event counts half after so many days, seen from the last training event; None: all events count alike."""
 
-    instead: ClassVar[str] = "model=matrix_factorisation"
+    @property
+    def instead(self) -> str:
+        """A model of users and items."""
+        return "model=matrix_factorisation"
 
     def fit(self, log: Interactions, progress: Progress) -> State:
         """``[1, I]`` weighted events of each item, as a share of the most popular one's.

@@ -9,7 +9,6 @@ Shapes: ``I`` items. ``C [I, I]``: how often and how closely item ``i`` followed
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -42,7 +41,10 @@ class SequenceKNN(Neighbourhood):
     item_power: float = 0.1
     """``c``: the larger, the less popular items are recommended."""
 
-    instead: ClassVar[str] = "model=sequential init=sequence_svd trainer.max_epochs=0"
+    @property
+    def instead(self) -> str:
+        """The same matrix, factorised."""
+        return "model=sequential init=sequence_svd trainer.max_epochs=0"
 
     def fit(self, log: Interactions, progress: Progress) -> State:
         """The matrix ``S``.

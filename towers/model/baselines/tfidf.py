@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +41,15 @@ class Tfidf(Neighbourhood):
     item_length_power: float = 1.0
     """``b``: 1 is the cosine; below, candidates that say more are preferred."""
 
-    instead: ClassVar[str] = "model=content"
+    @property
+    def instead(self) -> str:
+        """The match of the heaviest feature, in fewer dimensions."""
+        weights = self.features or {"title": 1.0}
+        name = max(weights, key=lambda f: weights[f]).split("*")[-1]
+        return (
+            f"model=hybrid 'model.item.include=[{name}]' model.item.id_dropout=0 init=lsa init.item={name} "
+            "trainer.max_epochs=0"
+        )
 
     def fit(self, log: Interactions, progress: Progress) -> State:
         """Weighted bags of all items, as parts of histories and as candidates.
