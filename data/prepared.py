@@ -228,12 +228,21 @@ class PreparedDataset:
     @cached_property
     def known(self) -> Ragged:
         """``[users]`` lists of distinct item rows that a user took in training: history events and positives."""
+        return self._taken("train")
+
+    @cached_property
+    def taken(self) -> Ragged:
+        """The same of all splits: what a served user is not shown again."""
+        return self._taken(*self.splits)
+
+    def _taken(self, *splits: str) -> Ragged:
         h, n_users, n_items = self.history, len(self.users), max(1, len(self.items))
         owner = np.repeat(np.arange(n_users), np.diff(h.offsets))
-        in_training = np.arange(len(owner)) < h.stage_ends[owner, 0]
-        pairs = owner[in_training] * n_items + h.item[in_training]
+        last = h.offsets[1:] if len(splits) > 1 else h.stage_ends[:, 0]
+        kept = np.arange(len(owner)) < last[owner]
+        pairs = owner[kept] * n_items + h.item[kept]
         if any(a.weight > 0 and not a.history for a in self.schema.actions):
-            e = self.examples("train")
+            e = self.examples(*splits)
             e = e.take(e.weight > 0)
             pairs = np.concatenate([pairs, e.user.astype(np.int64) * n_items + e.item])
         pairs = np.unique(pairs)

@@ -134,7 +134,9 @@ def known_users(dataset: PreparedDataset) -> KnownUsers:
     values = h.item.astype(np.int64)
     lists = Ragged(h.offsets, values)
     times = h.time if dataset.schema.clock == "time" else None
-    return KnownUsers(dataset.ids("user"), dataset.encoded("user"), lists, h.action.astype(np.int64), times, lists)
+    return KnownUsers(
+        dataset.ids("user"), dataset.encoded("user"), lists, h.action.astype(np.int64), times, dataset.taken
+    )
 
 
 def held_out_queries(dataset: PreparedDataset, embedder: Embedder, select: str, most: int = 2_000) -> Any:

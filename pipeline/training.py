@@ -87,14 +87,12 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
             ckpt_path=str(resume) if resumes else None,
             weights_only=False,
         )
-    except SIGTERMException:  # a SystemExit without a status, which a scheduler would take for success
-        say(f"stopped by SIGTERM; go on with: python train.py resume={run.folder}")
-        raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit as e:  # Lightning's, without a word and without the status that a scheduler looks for
+        say(f"stopped; go on with: python train.py resume={run.folder}")
+        raise SystemExit(128 + (signal.SIGTERM if isinstance(e, SIGTERMException) else signal.SIGINT)) from None
     trainer.save_checkpoint(resume)
     if torch.distributed.is_initialized():  # at the interpreter's exit, gloo may wait for ever
         torch.distributed.destroy_process_group()
-    if trainer.interrupted:
-        raise ConfigError(f"interrupted; go on with: python train.py resume={run.folder}")
     value = None if best is None or best.best_model_score is None else float(best.best_model_score)
     outcome: dict[str, Any] = {
         "name": config.name,

@@ -28,7 +28,7 @@ def smoke(command: str) -> str:
     verb = command.split()[1]
     if "refit=" in command or verb in ("eval.py", "export.py", "query.py"):
         return command
-    small = "" if "data=mine" in command else f" {SMALL}"
+    small = "" if "my-configs" in command else f" {SMALL}"
     return command + small + (f" {SHORT}" if verb == "train.py" and "max_epochs" not in command else "")
 
 
@@ -97,14 +97,16 @@ def test_the_commands_work_in_their_order(checkout: Path) -> None:
 
 @pytest.mark.slow
 def test_a_foreign_config_folder_suffices(checkout: Path) -> None:
-    config = next(b for b in blocks("docs/data.md", "yaml") if b.startswith("# my-configs/data/mine.yaml"))
-    path = checkout / "my-configs/data/mine.yaml"
-    path.parent.mkdir(parents=True)
-    path.write_text(config)
+    for config in blocks("docs/data.md", "yaml"):
+        if name := re.match(r"# (my-configs/\S+)", config):
+            path = checkout / name[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(config)
     write_my_data(checkout / "my-data")
     for command in (c for b in blocks("docs/data.md", "bash") for c in b.splitlines()):
         python(smoke(command), checkout)
-    assert (checkout / "runs/mine/latest/metrics.json").is_file()
+    for name in ("mine", "clicks"):
+        assert (checkout / f"runs/{name}/latest/metrics.json").is_file()
 
 
 @pytest.mark.parametrize("verb", ["prepare", "train", "eval", "export", "query"])

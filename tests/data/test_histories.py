@@ -179,4 +179,6 @@ def test_a_log_without_any_history_event_makes_empty_histories(tmp_path: Path) -
     batch = Collator(data.history, "time", 4, data.known)(data.examples("train"))
     assert batch.history.tolist() == [[-1], [-1]]
     assert data.known.values.tolist() == [0, 1]  # what was applied to is known all the same
+    assert data.taken.offsets.tolist() == [0, 5]
+    assert data.taken.values.tolist() == [0, 1, 2, 3, 4]  # … and in every split when it comes to serving
     assert batch.weight.tolist() == [3, 3]
