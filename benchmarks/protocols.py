@@ -73,8 +73,8 @@ METHODS = {
         *_baselines("xing16", "popularity", "item_knn", "tfidf"),
         Method("xing16_ials", "closed form", quick=("model.dim=256",)),
         Method("xing16_collective", "closed form", quick=("model.dim=256",)),
-        Method("xing16_blocks", "closed form", quick=("model.blocks.hybrid.dim=256", "model.blocks.content.dim=256")),
-        Method("xing16", chosen=True, quick=_EPOCH),
+        Method("xing16_blocks", "closed form", True, ("model.blocks.hybrid.dim=256", "model.blocks.content.dim=256")),
+        Method("xing16", quick=_EPOCH),
     ],
     "xing16_coldjob": [
         *_baselines("xing16_coldjob", "popularity", "item_knn", "tfidf"),
@@ -82,12 +82,12 @@ METHODS = {
         Method("xing16_coldjob", chosen=True, quick=_EPOCH),
     ],
     "jobviews": [*_baselines("jobviews", "popularity", "item_knn"), Method("jobviews", chosen=True, quick=_EPOCH)],
-    "esco_skills": [*_baselines("esco_skills", "popularity"), Method("esco_skills", chosen=True, quick=_EPOCH)],
+    "esco_skills": [*_baselines("esco_skills", "popularity"), Method("esco_skills", "closed form", chosen=True)],
     "gowalla": [
         *_baselines("gowalla", "popularity", "item_knn"),
         Method("gowalla_ials", "closed form", quick=("model.dim=256",)),
-        Method("gowalla_svd", "closed form", quick=("model.dim=512",)),
-        Method("gowalla", chosen=True, quick=_EPOCH),
+        Method("gowalla_svd", "closed form", True, ("model.dim=512",)),
+        Method("gowalla", quick=_EPOCH),
     ],
     "amazon_cds": [
         *_baselines("amazon_cds", "popularity", "item_knn"),

@@ -24,7 +24,8 @@ hits / number of targets. One seed: the 95 % bootstrap interval over queries; se
 seeds. All rows were scored a second time by the protocol's own evaluator, where there is one (largest difference
 {difference:.0e}). Seconds are for preparing, training, refitting and evaluating on 2 cores. In **bold** the method that
 is chosen for the protocol. Commands, versions and data hashes:
-[`benchmarks/results/quality.json`](../benchmarks/results/quality.json).
+[`benchmarks/results/quality.json`](../benchmarks/results/quality.json). Rows of the first settings are in
+[`quality_cpu_2026-11-22.md`](../benchmarks/results/quality_cpu_2026-11-22.md).
 """
 
 
