@@ -76,23 +76,14 @@ SVD = (
 
 
 @dataclass(frozen=True)
-class Neighbourhood(Baseline):
-    """Baselines that add up what each item of a history says of the others: ``score = Σ_j decay^lag_j · S_ji``.
+class HistoryBaseline(Baseline):
+    """Baselines that add up what each event of a history says: ``score = Σ_j decay^age_j · s(j, candidate)``.
 
-    The state holds ``S [I, I]``: rows are items of histories, columns are candidates.
+    The age of an event is the number of newer ones.
     """
 
     decay: float = 1.0
     """Weight of an event for each newer one of the history; 1: all alike, 0: the newest alone."""
-
-    def queries(self, state: State, batch: Batch, users: Features) -> Matrix:
-        """``[B, I]``."""
-        return histories(batch, state["similarity"].shape[0], self.decay)
-
-    def items(self, state: State, rows: NDArray[np.int64]) -> Matrix:
-        """``[I, N]``."""
-        similarity = state["similarity"]
-        return similarity if len(rows) == similarity.shape[1] else similarity[:, rows]  # a copy may be gigabytes
 
     def check_decay(self, log: Interactions) -> None:
         """Refuse a decay that is none, or that a log without order cannot have."""
@@ -104,6 +95,20 @@ class Neighbourhood(Baseline):
             raise ConfigError(
                 f"model.decay is {self.decay}, and the events of this log have no order; set model.decay=1"
             )
+
+
+@dataclass(frozen=True)
+class Neighbourhood(HistoryBaseline):
+    """Those for which ``s`` is a matrix: the state holds ``similarity [I, I]``, a row for each item of a history."""
+
+    def queries(self, state: State, batch: Batch, users: Features) -> Matrix:
+        """``[B, I]``."""
+        return histories(batch, state["similarity"].shape[0], self.decay)
+
+    def items(self, state: State, rows: NDArray[np.int64]) -> Matrix:
+        """``[I, N]``."""
+        similarity = state["similarity"]
+        return similarity if len(rows) == similarity.shape[1] else similarity[:, rows]  # a copy may be gigabytes
 
 
 def histories(batch: Batch, n_items: int, decay: float) -> sparse.csr_array:

@@ -2,7 +2,7 @@
 
 Shapes: ``B`` queries, ``I`` items, ``N`` candidates, ``V`` values of all features end to end.
 
-    score = Σ_j decay^lag_j  Σ_f w_f ⟨h_jf, c_if⟩,     h = x / |x|^a,  c = x / |x|^b,  x = bag · idf^p
+    score = Σ_j decay^age_j  Σ_f w_f ⟨h_jf, c_if⟩,     h = x / |x|^a,  c = x / |x|^b,  x = bag · idf^p
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from scipy import sparse
 
 from towers.features import Batch
 from towers.model.baselines.bags import bag, checked, crossed, inverse_document_frequency, weighted
-from towers.model.baselines.baseline import Features, Matrix, Neighbourhood, Progress, State, histories
+from towers.model.baselines.baseline import Features, HistoryBaseline, Matrix, Progress, State, histories
 from towers.model.closed_form.interactions import Interactions
 
 
 @dataclass(frozen=True)
-class Tfidf(Neighbourhood):
+class Tfidf(HistoryBaseline):
     """Content similarity to the history.
 
     When to use it: new jobs, or few clicks: it needs no other user. Where titles, places and employers are known it
