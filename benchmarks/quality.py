@@ -29,19 +29,22 @@ sys.path.insert(0, str(ROOT))  # so that `python benchmarks/quality.py` works as
 
 from benchmarks.line import report  # noqa: E402
 from benchmarks.protocols import METHODS, PROTOCOLS, Method, Protocol  # noqa: E402
-from benchmarks.quality_table import RESULTS, read, record  # noqa: E402
+from benchmarks.quality_table import RESULTS, mean, read, record  # noqa: E402
 
 SECONDS = 2400  # on two cores, from the raw log to test metrics
 QUICK_SECONDS = 300
 AGREEMENT = 1e-6  # with the protocol's evaluator
+REFERENCE = 0.98  # of the protocol's own row of a baseline: formulas may differ a little
 THEIRS = {"recall": "Recall", "ndcg": "NDCG", "hr": "HitRate"}
 PACKAGES = ("torch", "pytorch-lightning", "numpy", "scipy", "duckdb")
 
 
-def measure(name: str, method: Method, seed: int, scratch: Path, shared: Path, *, quick: bool) -> dict[str, Any]:
+def measure(
+    name: str, method: Method, seed: int, scratch: Path, shared: Path, *, quick: bool, threads: int
+) -> dict[str, Any]:
     """Run one experiment; return its row."""
     protocol = PROTOCOLS[name]
-    places = [f"shared={shared}", f"var={scratch}/var", f"runs={scratch}/runs"]
+    places = [f"shared={shared}", f"var={scratch}/var", f"runs={scratch}/runs", f"threads={threads}"]
     tasks = f"evaluate=[{','.join(protocol.tasks)}]"
     latest = scratch / "runs" / method.name / "latest"
     settings = [f"seed={seed}", *(method.quick if quick else ())]
@@ -75,7 +78,7 @@ def measure(name: str, method: Method, seed: int, scratch: Path, shared: Path, *
         "git_dirty": provenance["git_dirty"],
         "dataset_sha256": provenance["dataset_sha256"],
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, 2 threads",
+        "machine": f"{platform.machine()}, {threads} threads",
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in PACKAGES},
     }
 
@@ -120,9 +123,11 @@ def judge(rows: list[dict[str, Any]]) -> None:
     name = row["experiment"] + (".quick" if row["quick"] else "")
     if row["chosen"] and not row["quick"]:
         for key, goal in protocol.goals:
-            task, metric = key.split("/")
-            values = [r["tasks"][task]["metrics"][metric]["value"] for r in rows]
-            report(f"quality/{name}/{key}", sum(values) / len(values), goal, at_most=False)
+            report(f"quality/{name}/{key}", mean(rows, key), goal, at_most=False)
+    for method in METHODS[row["protocol"]]:
+        if method.experiment == row["experiment"] and not row["quick"]:
+            for key, value in method.reference:
+                report(f"quality/{name}/{key}/of_reference", mean(rows, key) / value, REFERENCE, at_most=False)
     for task in row["tasks"]:
         differences = [r["tasks"][task]["disagreement"] for r in rows]
         if None not in differences:
@@ -136,7 +141,9 @@ def main() -> None:
     parser.add_argument("protocols", nargs="*", metavar="PROTOCOL", help=f"of {', '.join(PROTOCOLS)}; default: all")
     parser.add_argument("--all", action="store_true", help="every method, not only the chosen ones")
     parser.add_argument("--method", help="only the experiment of this name")
-    parser.add_argument("--seeds", type=int, default=1, help="seeds of each, from 42 on")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds of each")
+    parser.add_argument("--first-seed", type=int, default=42)
+    parser.add_argument("--threads", type=int, default=2, help="of each verb; 1 to run two of these side by side")
     parser.add_argument("--quick", action="store_true", help="the quick variants")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of the protocols")
     parser.add_argument("--table", action="store_true", help="only write docs/results.md from the recorded rows")
@@ -161,9 +168,9 @@ def main() -> None:
     done = []
     for name, method in chosen:
         rows = []
-        for seed in range(42, 42 + a.seeds):
+        for seed in range(a.first_seed, a.first_seed + a.seeds):
             with tempfile.TemporaryDirectory(prefix="quality-") as scratch:
-                rows.append(measure(name, method, seed, Path(scratch), shared, quick=a.quick))
+                rows.append(measure(name, method, seed, Path(scratch), shared, quick=a.quick, threads=a.threads))
             print(f"recorded in {RESULTS} and {record(rows[-1:])}")
         done.append(rows)
     for rows in done:

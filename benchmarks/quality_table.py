@@ -12,20 +12,20 @@ from benchmarks.protocols import PROTOCOLS
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
-SHOWN = ("recall@10", "recall@20", "recall@100", "ndcg@10", "ndcg@20")
 KINDS = ("baseline", "closed form", "trained")
 
 Row = dict[str, Any]
 _HEAD = """# Results
 
 Every method on every protocol, measured by `python benchmarks/quality.py [PROTOCOL …] [--all] [--seeds N]` from the
-committed experiment of that name. Everything was chosen on validation; each row read test once. Full ranking; recall is
-hits / number of targets. One seed: the 95 % bootstrap interval over queries; several: mean ± standard deviation over
-seeds. All rows were scored a second time by the protocol's own evaluator, where there is one (largest difference
-{difference:.0e}). Seconds are for preparing, training, refitting and evaluating on 2 cores. In **bold** the method that
-is chosen for the protocol. Commands, versions and data hashes:
-[`benchmarks/results/quality.json`](../benchmarks/results/quality.json). Rows of the first settings are in
-[`quality_cpu_2026-11-22.md`](../benchmarks/results/quality_cpu_2026-11-22.md).
+committed experiment of that name. Everything was chosen on validation; test was read for the numbers alone. Full
+ranking; recall is hits / number of targets. Brackets: the 95 % bootstrap interval over queries, averaged over seeds;
+±: the standard deviation over seeds. Rows of protocols with an evaluator of their own were scored by it too (largest
+difference {difference:.0e}). Seconds are for preparing, training, refitting and evaluating, on 2 cores or, where it
+says so, on one of two that were both busy. In **bold** the method that is chosen for the protocol. Commands, versions
+and data hashes: [`benchmarks/results/quality.json`](../benchmarks/results/quality.json). Rows of the first settings are
+in [`quality_cpu_2026-11-22.md`](../benchmarks/results/quality_cpu_2026-11-22.md), what each ingredient is worth in
+[ablations.md](ablations.md), what was tried in [lab-notes.md](lab-notes.md).
 """
 
 
@@ -53,7 +53,7 @@ def _key(row: Row) -> tuple[Any, ...]:
 def page(rows: list[Row]) -> str:
     """The rows as Markdown, a table for each protocol."""
     differences = [t["disagreement"] for r in rows for t in r["tasks"].values() if t["disagreement"] is not None]
-    parts = [_HEAD.format(difference=max(differences, default=0.0))]
+    parts = [_HEAD.format(difference=max(differences, default=0.0)), _goals(rows)]
     for name, protocol in PROTOCOLS.items():
         mine = [r for r in rows if r["protocol"] == name]
         if not mine:
@@ -63,13 +63,38 @@ def page(rows: list[Row]) -> str:
         for task in protocol.tasks:
             if len(protocol.tasks) > 1:
                 parts.append(f"Task `{task}`:\n")
-            parts.append(_table(mine, task) + "\n")
+            parts.append(_table(mine, task, protocol.shown) + "\n")
     return "\n".join(parts)
 
 
-def _table(rows: list[Row], task: str) -> str:
+def mean(rows: list[Row], key: str) -> float:
+    """A metric (``TASK/METRIC``; ``TASK:PART/METRIC`` of one part of the targets), averaged over seeds."""
+    task, metric = key.split("/")
+    task, _, part = task.partition(":")
+    found = [r["tasks"][task] for r in rows]
+    return statistics.mean(t["targets"][part][metric] if part else t["metrics"][metric]["value"] for t in found)
+
+
+def _goals(rows: list[Row]) -> str:
+    lines = [
+        "## What was asked, and what came out\n",
+        "| protocol | metric | value | goal | reached | stretch | seeds |",
+    ]
+    lines.append("|---" * 7 + "|")
+    for name, protocol in PROTOCOLS.items():
+        chosen = [r for r in rows if r["protocol"] == name and r["chosen"] and not r["quick"]]
+        stretch = dict(protocol.stretch)
+        for key, goal in protocol.goals if chosen else ():
+            value = mean(chosen, key)
+            cells = [f"`{name}`", key, f"{value:.4f}", f"{goal:g}", "yes" if value >= goal else "no"]
+            cells.append(f"{stretch[key]:g} ({'yes' if value >= stretch[key] else 'no'})" if key in stretch else "")
+            lines.append("| " + " | ".join([*cells, str(len(chosen))]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: list[Row], task: str, shown: tuple[str, ...]) -> str:
     apart = any(len(r["tasks"][task].get("targets", {})) > 1 for r in rows)
-    head = ["experiment", "kind", *SHOWN, *(["recall@20 by target"] if apart else []), "valid", "seeds", "seconds",
+    head = ["experiment", "kind", *shown, *(["recall@20 by target"] if apart else []), "valid", "seeds", "seconds",
             "commit"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     groups: dict[tuple[str, bool], list[Row]] = defaultdict(list)
@@ -82,11 +107,12 @@ def _table(rows: list[Row], task: str) -> str:
         cells = [
             name + (" (quick)" if quick else ""),
             first["kind"],
-            *(_cell([r["tasks"][task]["metrics"][metric] for r in seeds]) for metric in SHOWN),
+            *(_cell([r["tasks"][task]["metrics"][metric] for r in seeds]) for metric in shown),
             *([", ".join(f"{label} {part['recall@20']:.4f}" for label, part in targets.items())] if apart else []),
             _valid(seeds),
             str(len(seeds)),
-            f"{statistics.mean(r['seconds'] for r in seeds):.0f}",
+            f"{statistics.mean(r['seconds'] for r in seeds):.0f}"
+            + (" (one core)" if " 1 threads" in first["machine"] else ""),
             first["git_sha"][:7] + (" (changed)" if any(r["git_dirty"] for r in seeds) else ""),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -94,10 +120,9 @@ def _table(rows: list[Row], task: str) -> str:
 
 
 def _cell(metrics: list[dict[str, float]]) -> str:
-    values = [m["value"] for m in metrics]
-    if len(values) > 1:
-        return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
-    return f"{values[0]:.4f} ({metrics[0]['low']:.4f} to {metrics[0]['high']:.4f})"
+    value, low, high = (statistics.mean(m[key] for m in metrics) for key in ("value", "low", "high"))
+    spread = f" ± {statistics.stdev(m['value'] for m in metrics):.4f}" if len(metrics) > 1 else ""
+    return f"{value:.4f}{spread} ({low:.4f} to {high:.4f})"
 
 
 def _valid(rows: list[Row]) -> str:
