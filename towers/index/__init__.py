@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from towers.index.filters import Attribute
     from towers.index.fusion import Fusion
-    from towers.index.retriever import Results, Retriever
+    from towers.index.results import Results
+    from towers.index.retriever import Retriever
 
-_HOMES = {"Attribute": "filters", "Fusion": "fusion", "Results": "retriever", "Retriever": "retriever"}
+_HOMES = {"Attribute": "filters", "Fusion": "fusion", "Results": "results", "Retriever": "retriever"}
 __all__ = ["Attribute", "Fusion", "Results", "Retriever"]
 
 

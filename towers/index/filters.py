@@ -194,6 +194,17 @@ def parse(text: str) -> Filter:
         raise ConfigError(f"filter {text!r}: {e}; write for example: place == 'Berlin' and salary >= 50000") from e
 
 
+def passing(condition: Filter | str | None, attributes: pa.Table) -> NDArray[np.bool_] | None:
+    """Rows that pass a filter, given as such or as text; None: all, because there is no filter.
+
+    Raises:
+        ConfigError: a filter that does not fit the attributes.
+    """
+    if condition is None:
+        return None
+    return (parse(condition) if isinstance(condition, str) else condition).mask(attributes)
+
+
 _OPERATORS = {
     ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
 }  # fmt: skip

@@ -11,14 +11,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from towers.errors import ConfigError
+from towers.errors import ConfigError, DataError
 from towers.features import Ragged
 from towers.index.bm25 import Bm25
 
@@ -52,6 +53,21 @@ class Fusion:
         if not 0 <= self.weight < float("inf") or self.depth < 1:
             raise ConfigError(f"fusion of weight {self.weight}, depth {self.depth}; expected at least 0 and at least 1")
 
+    def words(self, request: Mapping[str, Any]) -> str:
+        """The query's text.
+
+        Raises:
+            DataError: the request has none.
+        """
+        value = request.get(self.query)
+        if not isinstance(value, str):
+            raise DataError(
+                f"{self.query!r} is {value!r}; a fusion with BM25 needs the query's words",
+                where="request",
+                cure="send them, name another field (Fusion(query=…)), or leave fuse out",
+            )
+        return value
+
     def scores(self, tower: Floats, bm25: Bm25, texts: Sequence[str | None]) -> Floats:
         """The fused score of every item.
 
@@ -70,6 +86,32 @@ class Fusion:
         lexical[~shown | (lexical <= 0)] = -np.inf  # what shares no term has no rank
         fused = reciprocal_ranks(tower, self.depth) + np.float32(self.weight) * reciprocal_ranks(lexical, self.depth)
         return np.where(shown, fused, np.float32(-np.inf))
+
+
+class Lexical:
+    """BM25 over the text attributes of a catalogue, each worked out when it is first asked for.
+
+    Args:
+        attributes: ``[N]`` item attributes.
+    """
+
+    def __init__(self, attributes: pa.Table) -> None:
+        self._attributes = attributes
+        self._made: dict[str, Bm25] = {}
+
+    def over(self, text: str) -> Bm25:
+        """BM25 over an attribute.
+
+        Raises:
+            ConfigError: there is no such text.
+        """
+        if text not in self._made:
+            table = self._attributes
+            if text not in table.column_names or not pa.types.is_string(table.schema.field(text).type):
+                names = [f.name for f in table.schema if pa.types.is_string(f.type)]
+                raise ConfigError(f"fusion: no text {text!r} among the item attributes; there are {names or 'none'}")
+            self._made[text] = Bm25(table[text].to_pylist())
+        return self._made[text]
 
 
 def reciprocal_ranks(scores: Floats, depth: int) -> Floats:

@@ -10,6 +10,8 @@ with long vectors come first for every item.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from towers.errors import ConfigError, DataError
 from towers.features import IdMap
 from towers.index.faiss_setup import faiss
+from towers.index.filters import Filter, passing
 from towers.index.opening import OpenBundle
 from towers.index.requests import KnownUsers
 
@@ -62,19 +65,49 @@ def match(
     return rows, best
 
 
-def matchable(bundle: OpenBundle) -> tuple[KnownUsers, IdMap]:
-    """The known users of a bundle and their ids.
+@dataclass(frozen=True)
+class Matchable:
+    """The known users of a bundle, with what matching needs of them.
 
-    Raises:
-        DataError: there are none, or they have no embeddings.
+    Attributes:
+        ids: external ids.
+        known: ``[U]`` users.
+        embeddings: ``[U, D]``, possibly memory-mapped.
     """
-    if bundle.known is None or bundle.user_ids is None or bundle.known.embeddings is None:
-        raise DataError(
-            "this bundle holds no embeddings of users",
-            where="match",
-            cure="export a model that reads features or histories of users, with match=true",
-        )
-    return bundle.known, bundle.user_ids
+
+    ids: IdMap
+    known: KnownUsers
+    embeddings: Floats
+
+    @classmethod
+    def of(cls, bundle: OpenBundle) -> Self:
+        """Those of a bundle.
+
+        Raises:
+            DataError: there are none, or they have no embeddings.
+        """
+        if bundle.known is None or bundle.user_ids is None or bundle.known.embeddings is None:
+            raise DataError(
+                "this bundle holds no embeddings of users",
+                where="match",
+                cure="export a model that reads features or histories of users, with match=true",
+            )
+        return cls(bundle.user_ids, bundle.known, bundle.known.embeddings)
+
+    def passing(self, condition: Filter | str | None) -> NDArray[np.bool_] | None:
+        """``[U]`` users whose attributes pass a filter; None: all, because there is no filter.
+
+        Raises:
+            ConfigError: the users have no attributes, or the filter does not fit them.
+        """
+        if condition is not None and self.known.attributes is None:
+            raise ConfigError("the users of this bundle have no attributes; set users.attributes in the data config")
+        return None if self.known.attributes is None else passing(condition, self.known.attributes)
+
+    def not_again(self, items: Ints, exclude: Sequence[Any]) -> list[Ints]:
+        """``[M]`` rows of the users that each item row must not get: its takers, and excluded ids."""
+        others = self.ids.rows(exclude)
+        return [np.union1d(takers(self.known, int(item)), others[others >= 0]) for item in items]
 
 
 def takers(users: KnownUsers, item: int) -> Ints:
