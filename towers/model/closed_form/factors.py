@@ -5,7 +5,7 @@ Shapes: ``I`` items, ``V`` values of a feature, ``d`` factors, which is the mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from towers.errors import ConfigError
-from towers.features import FIRST, Kind
+from towers.features import FIRST, FeatureInfo, Kind
 from towers.model.closed_form.bags import BagWeights
 from towers.model.closed_form.content import fit_tables
 from towers.model.closed_form.interactions import Interactions
@@ -76,7 +76,7 @@ def assign(model: TwoTower, factors: Factors, items: FeatureTable) -> None:
     """
     if problems := _problems(model, factors, items):
         raise ConfigError("init cannot write its factors into this model:\n" + "\n".join(f"  - {p}" for p in problems))
-    name, pooling = _id_feature(model, items), model.pooling
+    name, pooling = own_id(model.item_infos, items), model.pooling
     _fill(model.item_inputs, name, factors.item, factors.item_bags, items)
     items_own = set(model.item_inputs.encoders.values())
     for feature in model.user_inputs.names:
@@ -116,7 +116,7 @@ def _problems(model: TwoTower, factors: Factors, items: FeatureTable) -> list[st
         if unread := [n for n in bags if n not in texts]:
             out.append(f"init computes tables for {unread}, and of texts and lists the {side} tower reads {texts}; "
                        f"name them in model.{side}.include")  # fmt: skip
-    if _id_feature(model, items) is None and not factors.item_bags:
+    if own_id(model.item_infos, items) is None and not factors.item_bags:
         out.append("the item tower reads no id, which holds the factors; do not exclude it in model.item")
     if model.pooling is None:
         if not factors.user_bags and not _sharing(model):
@@ -137,11 +137,11 @@ def _sharing(model: TwoTower) -> bool:
     return any(e in items for e in model.user_inputs.encoders.values())
 
 
-def _id_feature(model: TwoTower, items: FeatureTable) -> str | None:
-    """The item's own id: the feature of kind ``id`` that no two known items share (an employer's id is none)."""
-    for info in model.item_infos:
+def own_id(infos: Sequence[FeatureInfo], table: FeatureTable) -> str | None:
+    """The rows' own id: the feature of kind ``id`` that no two known rows share (an employer's id is none of a job)."""
+    for info in infos:
         if info.kind is Kind.ID:
-            ids = items.column(info.name)
+            ids = table.column(info.name)
             known = ids[ids >= FIRST]
             if len(torch.unique(known)) == len(known):
                 return info.name
