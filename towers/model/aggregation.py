@@ -15,6 +15,7 @@ from scipy import sparse
 from torch import Tensor
 
 from towers.errors import ConfigError
+from towers.model.baselines.coclick import shares
 from towers.model.baselines.item_knn import ItemKNN
 from towers.model.closed_form.interactions import Interactions
 from towers.model.graph import Graph
@@ -60,12 +61,9 @@ class Aggregation:
     def __init__(self, log: Interactions, settings: AggregationSettings) -> None:
         knn = ItemKNN(history_power=settings.power, item_power=0.0, neighbours=settings.neighbours)
         near = sparse.csr_array(knn.fit(log, lambda what, share: None)["similarity"].T)
-        totals = np.asarray(near.sum(axis=1)).ravel()
-        shares = np.divide(1.0, totals, out=np.zeros_like(totals), where=totals > 0)
-        self.settings = settings
-        self.graph = Graph(sparse.csr_array(sparse.diags_array(shares) @ near))
+        self.settings, self.graph = settings, Graph(shares(near))
         # An item without neighbours, such as any that comes later, stays as it is.
-        self.weight = torch.from_numpy(settings.weight * (totals > 0)).float().unsqueeze(1)
+        self.weight = torch.from_numpy(settings.weight * (np.diff(near.indptr) > 0)).float().unsqueeze(1)
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """``[I, D]`` → ``[I, D]``, not normalised."""
