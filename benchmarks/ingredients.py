@@ -14,7 +14,7 @@ class Ablation:
 
 
 _SEQUENCES = [
-    Ablation("start from the sequence-kNN matrix", ("init=null",)),
+    Ablation("start from the sequence-kNN matrix", ("init=none",)),
     Ablation("training", ("trainer.max_epochs=0",)),
     Ablation("learned weights of positions: mean", ("model.history.pooling=mean",)),
     Ablation("separate tables of input and output", ("model.history.table=shared",)),

@@ -13,10 +13,12 @@ from data.prepared import PreparedDataset
 from data.settings import strict
 from pipeline.console import progress
 from towers.errors import ConfigError
+from towers.model.aggregation import Aggregation, AggregationSettings
 from towers.model.baselines.baseline import Baseline
 from towers.model.blocks import Blocks
 from towers.model.closed_form.factors import assign
 from towers.model.closed_form.interactions import Interactions
+from towers.model.light_gcn import LightGCN
 from towers.model.module import Retrieval, TrainingData
 from towers.model.tables import FeatureTable
 from towers.model.two_tower import RetrievalModel, TwoTower
@@ -35,6 +37,8 @@ def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | N
     actions = len(dataset.schema.actions)
     model = hydra.utils.instantiate(config.model)(users.infos, items.infos, contexts.infos, actions)
     posted, expires = dataset.item_times()
+    aggregate = AggregationSettings(**config.get("aggregate", {}))
+    known = interactions(dataset) if aggregate.weight or isinstance(model, LightGCN) else None
     tables = TrainingData(
         FeatureTable(dataset.encoded("user"), len(dataset.users)),
         FeatureTable(dataset.encoded("item"), len(dataset.items)),
@@ -44,7 +48,10 @@ def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | N
         expires,
         FeatureTable(dataset.encoded("context"), len(dataset.contexts)),
         dataset.groups,
+        Aggregation(known, aggregate) if known is not None and aggregate.weight else None,
     )
+    if known is not None and isinstance(model, LightGCN):
+        model.connect(known, tables.user_table, tables.item_table)
     return Retrieval(
         model,
         tables,
@@ -70,23 +77,36 @@ def baseline(config: DictConfig) -> Baseline | None:
     return method(**strict(method, settings, "model"))
 
 
-def initialise(config: DictConfig, module: Retrieval, dataset: PreparedDataset) -> None:
-    """Give an untrained module the weights of the closed form named by ``init``."""
+def initialise(config: DictConfig, module: Retrieval, dataset: PreparedDataset) -> bool:
+    """Give an untrained module the weights of the closed form named by ``init``; say whether one is named."""
+    named = [] if config.get("init") is None else _initialised(config, module.model)
+    if not named:
+        return False
     known = interactions(dataset)
-    for part, init in _initialised(config, module.model):
+    for part, init in named:
         with progress("initialise") as tell:
             factors = hydra.utils.instantiate(init)(known, part.dim, progress=tell)
         assign(part, factors, module.items.select(part.item_features))
+    return True
 
 
 def _initialised(config: DictConfig, model: RetrievalModel) -> list[tuple[TwoTower, DictConfig]]:
     """What is initialised, and how: the model by ``init``, or some of its blocks by ``init.NAME``."""
+    if config.init.get("_target_", "") is None:  # init=none
+        return []
     if isinstance(model, Blocks):
         if "_target_" in config.init:
             raise ConfigError("init must say which block it is for: /init@init.BLOCK in the experiment's defaults")
-        return [(model.block(str(name)), init) for name, init in config.init.items()]
-    assert isinstance(model, TwoTower)
-    return [(model, config.init)]
+        named = [(model.block(str(name)), init) for name, init in config.init.items()]
+    else:
+        assert isinstance(model, TwoTower)
+        named = [(model, config.init)]
+    for _, init in named:
+        if "_target_" not in init:
+            raise ConfigError(
+                f"init has settings, {', '.join(map(str, init))}, but no method: add init=svd, ials, … or init=none"
+            )
+    return [(part, init) for part, init in named if init["_target_"] is not None]
 
 
 def interactions(dataset: PreparedDataset) -> Interactions:

@@ -121,9 +121,8 @@ def _start(
     stop: EarlyStopping | None,
 ) -> None:
     """Initialise the weights, and let what there is before training compete with what training makes of it."""
-    if config.get("init") is not None:
-        build.initialise(config, module, data.dataset)
-    if best is None or (config.get("init") is None and trainer.max_epochs != 0):
+    initialised = build.initialise(config, module, data.dataset)
+    if best is None or (not initialised and trainer.max_epochs != 0):
         return
     monitor = build.monitor(config)
     value = torch.tensor(trainer.validate(module, data, verbose=False)[0][monitor])

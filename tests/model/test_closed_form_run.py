@@ -17,6 +17,7 @@ from pipeline.datasets import ensure_prepared
 from pipeline.evaluating import load
 from pipeline.runs import Run
 from pipeline.training import train
+from towers.errors import ConfigError
 from towers.index.towers_onnx import export_item_tower, export_user_tower
 from towers.model.losses import sampled_softmax
 
@@ -75,6 +76,21 @@ def test_a_refit_trains_no_epoch_either_and_sees_validation(untrained: Run, fold
     table = "model.item_inputs.encoders.feature_job_id.table.weight"
     mine, theirs = weights(refit)[table], weights(untrained)[table]
     assert len(mine) > len(theirs), "validation brings jobs that training did not have"
+
+
+def test_init_none_takes_the_closed_form_out(folder: Path) -> None:
+    settings = config(folder, "trainer.max_epochs=0")
+    settings.init["_target_"] = None  # what init=none gives, the experiment's other settings being left
+    train(settings, folder / "random")
+    start = weights(Run(folder / "random"))["model.item_inputs.encoders.feature_job_id.table.weight"]
+    assert start.std(dim=0).min() > 0, "drawn at random, not left at zero"
+
+
+def test_settings_of_no_method_are_refused(folder: Path) -> None:
+    settings = config(folder, "trainer.max_epochs=0")
+    settings.init = {"iterations": 2}
+    with pytest.raises(ConfigError, match=r"init has settings, .*iterations.*, but no method"):
+        train(settings, folder / "methodless")
 
 
 def test_training_that_only_hurts_keeps_its_start(untrained: Run, folder: Path) -> None:
