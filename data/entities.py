@@ -161,7 +161,7 @@ def value_sql(s: Source, name: str, spec: EntitySpec | ContextSpec, block: str) 
     wrong = {
         "lists": bool(kinds & _LISTS) and not is_list,
         "numbers": Kind.NUMERIC in kinds and (is_list or not kind.startswith(_NUMERIC)),
-        "strings": Kind.TEXT in kinds and kind != "VARCHAR",
+        "strings": bool({Kind.TEXT, Kind.SENTENCE} & kinds) and kind != "VARCHAR",
         "single values": Kind.CATEGORICAL in kinds and (is_list or kind.startswith(("STRUCT", "MAP", "JSON"))),
     }
     if found := [what for what, bad in wrong.items() if bad]:

@@ -36,7 +36,7 @@ from data.stream import Progress, Stream
 from data.values import id_sql, id_type
 from data.writer import FORMAT_VERSION, atomic_folder, describe_files, write_json
 from towers.errors import ConfigError, DataError
-from towers.features import Featurizer, Schema, share_vocabularies
+from towers.features import Encoders, Featurizer, Schema, open_encoder, share_vocabularies
 from towers.features import columns as c
 
 
@@ -72,6 +72,7 @@ def prepare(
     progress: Progress = lambda what, share: None,
     threads: int = 2,
     memory: str = "1500MB",
+    encoders: Encoders = open_encoder,
 ) -> Path:
     """Prepare a dataset.
 
@@ -81,6 +82,7 @@ def prepare(
         progress: called with (what, share done).
         threads: of DuckDB.
         memory: DuckDB's limit; beyond it, it spills to disk.
+        encoders: what opens the encoder of a sentence by its name (``text_vectors.kept`` remembers its vectors).
 
     Raises:
         DataError: the data are not what the config says, beyond the limits of ``faults``.
@@ -90,7 +92,7 @@ def prepare(
         con = duckdb.connect(config={"threads": threads, "memory_limit": memory, "temp_directory": spill})
         con.execute("SET TimeZone='UTC'; SET preserve_insertion_order=true")
         try:
-            _prepare(con, spec, out, mark, progress)
+            _prepare(con, spec, out, mark, progress, encoders)
         except duckdb.OutOfMemoryException as e:
             raise ConfigError(f"{memory} of memory do not suffice to prepare {spec.name}; set memory to more") from e
         except READ_ERRORS as e:
@@ -101,7 +103,9 @@ def prepare(
     return target
 
 
-def _prepare(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, out: Path, mark: str, progress: Progress) -> None:
+def _prepare(
+    con: duckdb.DuckDBPyConnection, spec: DatasetSpec, out: Path, mark: str, progress: Progress, encoders: Encoders
+) -> None:
     names = spec.split_names
     progress("reading users and items", 0.0)
     log = Log(con, spec, names)
@@ -121,7 +125,7 @@ def _prepare(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, out: Path, mark:
     sides = {"item": (items, stream.item_events), "user": (users, stream.user_events)}
     if requests is not None:
         sides["context"] = requests, stream.context_events
-    _write_sides(out, schema, sides)
+    _write_sides(out, schema, sides, encoders)
     progress("writing tasks", 0.95)
     tasks = {n: t for n, t in spec.tasks if not (spec.refit and "valid" in t.targets)}
     for name, task in tasks.items():
@@ -182,13 +186,15 @@ def _schema(spec: DatasetSpec, log: Log) -> Schema:
     )
 
 
-def _write_sides(out: Path, schema: Schema, sides: Mapping[str, tuple[entities.Entities, NDArray[np.int64]]]) -> None:
+def _write_sides(
+    out: Path, schema: Schema, sides: Mapping[str, tuple[entities.Entities, NDArray[np.int64]]], encoders: Encoders
+) -> None:
     """Fit each side on what training saw; features that share a vocabulary are fitted together."""
     keys = {"user": (schema.users, c.USER), "item": (schema.items, c.ITEM), "context": (schema.context, c.CONTEXT_ROW)}
     fitted = {}
     for side, (ents, events) in sides.items():
         features, key = keys[side]
-        fitted[side] = Featurizer.fit(features, ents.table, events, key)
+        fitted[side] = Featurizer.fit(features, ents.table, events, key, encoders)
     share_vocabularies(fitted["item"], [f for side, f in fitted.items() if side != "item"])
     for side, (ents, events) in sides.items():
         _write_side(out, side, keys[side][1], fitted[side], ents, events)

@@ -407,12 +407,13 @@ def _vocabulary_errors(spec: DatasetSpec) -> list[str]:
                     f"{side}.features.{f.name}: vocabulary {f.vocabulary!r}; it is items.NAME of a text or a category, "
                     f"and there are {sorted(items)}"
                 )
-            elif (f.kind is Kind.TEXT) != (of.kind is Kind.TEXT) or (
-                f.kind is Kind.TEXT and (f.buckets, f.words, f.chars) != (of.buckets, of.words, of.chars)
+            elif any((f.kind is kind) != (of.kind is kind) for kind in (Kind.TEXT, Kind.SENTENCE)) or (
+                (f.buckets, f.words, f.chars, f.encoder, f.dim) != (of.buckets, of.words, of.chars, of.encoder, of.dim)
+                and f.kind in (Kind.TEXT, Kind.SENTENCE)
             ):
                 errors.append(
                     f"{side}.features.{f.name}: one vocabulary with {f.vocabulary} needs one kind, and for text "
-                    "the same buckets, words and chars"
+                    "the same buckets, words and chars, for sentences the same encoder and dim"
                 )
     return errors
 

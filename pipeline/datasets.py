@@ -17,6 +17,7 @@ from data.market import MarketConfig
 from data.prepare import is_current, prepare
 from data.prepared import PreparedDataset
 from data.spec import DatasetSpec
+from data.text_vectors import kept
 from pipeline.console import progress, say
 from pipeline.runs import Run
 from towers.errors import ConfigError, DataError
@@ -40,7 +41,9 @@ def ensure_prepared(config: DictConfig, *, force: bool = False) -> PreparedDatas
         ensure_generated(config)
         if force or not is_current(spec, target):
             with progress(f"prepare {spec.name}") as tell:
-                prepare(spec, target, progress=tell, threads=config.threads, memory=config.memory)
+                # vectors of texts outlive a dataset: another one, or a new version of it, has most of them in common
+                encoders = kept(Path(config.var) / "text_vectors", lambda what, share: tell(what, 0.8 + 0.15 * share))
+                prepare(spec, target, progress=tell, threads=config.threads, memory=config.memory, encoders=encoders)
             say(f"prepared {target}")
     return PreparedDataset(target)
 

@@ -8,6 +8,7 @@ from towers.features.batch import Batch, Ragged
 from towers.features.featurizer import FeatureInfo, Featurizer, share_vocabularies
 from towers.features.ids import IdMap
 from towers.features.schema import Action, Feature, Kind, Schema
+from towers.features.sentences import Encoders, TextEncoder, open_encoder
 from towers.features.vocabulary import FIRST, MISSING, OOV, PAD, Vocabulary
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "PAD",
     "Action",
     "Batch",
+    "Encoders",
     "Feature",
     "FeatureInfo",
     "Featurizer",
@@ -24,6 +26,8 @@ __all__ = [
     "Kind",
     "Ragged",
     "Schema",
+    "TextEncoder",
     "Vocabulary",
+    "open_encoder",
     "share_vocabularies",
 ]

@@ -10,7 +10,7 @@ numeric, buckets   ``[n]`` int32       ``FIRST`` + quantile bucket, or ``MISSING
 numeric            ``[n, 2]`` float32  normalised value, 1 if missing
 categorical_list   ``[n, W]`` int32    vocabulary ids, then ``PAD``; an empty list is ``MISSING, PAD…``
 text               ``[n, W]`` int32    ids of hashed n-grams, likewise
-vector             ``[n, dim+1]`` f32  the vector, then 1 if missing
+vector, sentence   ``[n, dim+1]`` f32  the vector, then 1 if missing
 =================  ==================  ===============================================================
 """
 
@@ -27,8 +27,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from towers.errors import DataError
+from towers.errors import ConfigError, DataError
 from towers.features.schema import Feature, Kind
+from towers.features.sentences import Encoders, TextEncoder, open_encoder
 from towers.features.text import hashed
 from towers.features.vocabulary import FIRST, MISSING, PAD, Vocabulary
 
@@ -63,12 +64,13 @@ class _Fitted:
 
     feature: Feature
     vocabulary: Vocabulary | None = None
-    numbers: dict[str, Any] | None = None  # mean and scale, or bucket edges
+    numbers: dict[str, Any] | None = None  # mean and scale, or bucket edges, or the hash of an encoder
+    encoders: Encoders = open_encoder
 
     def info(self) -> FeatureInfo:
         f = self.feature
-        if f.kind is Kind.VECTOR:
-            return FeatureInfo(f.name, f.kind, f.dim + 1, 0)
+        if f.kind in (Kind.VECTOR, Kind.SENTENCE):
+            return FeatureInfo(f.name, f.kind, f.dim + 1, 0, vocabulary=f.vocabulary)
         if f.kind is Kind.NUMERIC:
             if self.numbers is not None and "edges" in self.numbers:
                 return FeatureInfo(f.name, f.kind, 0, FIRST + len(self.numbers["edges"]) + 1)
@@ -94,6 +96,7 @@ class Featurizer:
         table: pa.Table,
         events: NDArray[np.int64],
         id_column: str = "",
+        encoders: Encoders = open_encoder,
     ) -> Featurizer:
         """Learn vocabularies, bucket edges and normalisers from the rows that training saw.
 
@@ -103,15 +106,24 @@ class Featurizer:
             events: ``[n]`` training events of each row. Rows without any are not looked at (but by features with
                 ``fit: all``); ids are counted by events, everything else once for each row.
             id_column: the column that an ``id`` feature reads.
+            encoders: what opens the encoder of a sentence by its name.
         """
         seen = events > 0
         rows = table.filter(pa.array(seen)) if not seen.all() else table
-        return cls([_fit(f, table if f.fit == "all" else rows, events[seen], id_column) for f in features])
+        return cls([_fit(f, table if f.fit == "all" else rows, events[seen], id_column, encoders) for f in features])
 
     @property
     def infos(self) -> tuple[FeatureInfo, ...]:
         """What a model needs to know, in the order of declaration."""
         return tuple(f.info() for f in self._fitted.values())
+
+    @property
+    def text_encoders(self) -> dict[str, dict[str, str]]:
+        """The sentence encoders by feature, each with its name and the SHA-256 of what it is."""
+        of = {n: f for n, f in self._fitted.items() if f.feature.kind is Kind.SENTENCE}
+        return {
+            n: {"encoder": str(f.feature.encoder), "sha256": (f.numbers or {})["encoder_sha256"]} for n, f in of.items()
+        }
 
     @property
     def features(self) -> tuple[Feature, ...]:
@@ -135,6 +147,16 @@ class Featurizer:
         """
         return {name: _encode(f, table, where) for name, f in self._fitted.items()}
 
+    def check_encoders(self) -> None:
+        """Open the sentence encoders now, instead of when the first text needs them.
+
+        Raises:
+            ConfigError: one is not installed, or is another model than the one that the features were fitted with.
+        """
+        for name, f in self._fitted.items():
+            if f.feature.kind is Kind.SENTENCE:
+                _encoder(f, f"feature {name!r}")
+
     def encode_one(self, raw: Mapping[str, Any], where: str = "request") -> Encoded:
         """Encode one entity given as a mapping; absent values count as missing."""
         return self.encode({c: _single(c, raw.get(c), where) for c in self.columns}, where)
@@ -151,14 +173,16 @@ class Featurizer:
         (folder / f"{side}.json").write_text(json.dumps(out, indent=1, sort_keys=True))
 
     @classmethod
-    def load(cls, folder: Path, side: str, features: Sequence[Feature]) -> Featurizer:
-        """Read what ``save`` wrote for these declarations."""
+    def load(
+        cls, folder: Path, side: str, features: Sequence[Feature], encoders: Encoders = open_encoder
+    ) -> Featurizer:
+        """Read what ``save`` wrote for these declarations. Encoders are opened when the first text needs them."""
         state = json.loads((folder / f"{side}.json").read_text())
         fitted = []
         for f in features:
             vocabulary = Vocabulary.load(folder / f"{side}.{f.name}.parquet") if state[f.name]["vocabulary"] else None
             f = replace(f, columns=tuple(state[f.name].get("columns", f.columns)))
-            fitted.append(_Fitted(f, vocabulary, state[f.name]["numbers"]))
+            fitted.append(_Fitted(f, vocabulary, state[f.name]["numbers"], encoders))
         return cls(fitted)
 
 
@@ -171,6 +195,8 @@ def share_vocabularies(items: Featurizer, others: Sequence[Featurizer]) -> None:
         sharing = [f for o in others for f in o._fitted.values() if f.feature.vocabulary == f"items.{name}"]
         if sharing:
             both = [f.vocabulary for f in (mine, *sharing) if f.vocabulary is not None]
+            if not both:  # sentences have none
+                continue
             mine.vocabulary = Vocabulary.union(both)
             for f in sharing:
                 f.vocabulary = mine.vocabulary
@@ -199,11 +225,16 @@ def _column(table: pa.Table | Mapping[str, Any], name: str, where: str) -> pa.Ar
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
-def _fit(f: Feature, rows: pa.Table, events: NDArray[np.int64], id_column: str) -> _Fitted:
+def _fit(f: Feature, rows: pa.Table, events: NDArray[np.int64], id_column: str, encoders: Encoders) -> _Fitted:
     limits: dict[str, Any] = {"min_count": f.min_count, "max_size": f.max_size}
     if f.kind is Kind.ID:
         f = Feature(**{**f.__dict__, "columns": (id_column,)})
         return _Fitted(f, Vocabulary.fit(_column(rows, id_column, f.name), events, **limits))
+    if f.kind is Kind.SENTENCE:
+        encoder = encoders(str(f.encoder))
+        if encoder.dim != f.dim:
+            raise ConfigError(f"feature {f.name!r}: {f.encoder} gives vectors of length {encoder.dim}; set dim to it")
+        return _Fitted(f, numbers={"encoder_sha256": encoder.hash}, encoders=encoders)
     if f.kind is Kind.TEXT:
         lists = _hash_texts(replace(f, repeats=False), rows, f.name)  # counts are of texts, not of repetitions
         flat = np.fromiter((b for row in lists for b in row), np.int64)
@@ -234,6 +265,8 @@ def _encode(fitted: _Fitted, table: pa.Table | Mapping[str, Any], where: str) ->
         lengths = np.fromiter(map(len, lists), np.int64, len(lists))
         flat = np.fromiter((b for row in lists for b in row), np.int64, int(lengths.sum()))
         return _pad(vocabulary.encode(pa.array(flat), here), lengths, f.max_length, f.repeats)
+    if f.kind is Kind.SENTENCE:
+        return _sentences(fitted, table, here)
     column = _column(table, f.columns[0], here)
     if f.kind in (Kind.ID, Kind.CATEGORICAL):
         assert vocabulary is not None
@@ -275,7 +308,37 @@ def _pad(flat: NDArray[np.int32], lengths: NDArray[np.int64], width: int, repeat
     return out
 
 
+def _sentences(fitted: _Fitted, table: pa.Table | Mapping[str, Any], where: str) -> NDArray[np.float32]:
+    """``[n, dim + 1]``; a text of nothing but blanks is missing."""
+    f = fitted.feature
+    texts = _texts(f, table, where, ". ")
+    out = np.zeros((len(texts), f.dim + 1), np.float32)
+    there = np.array([bool(t.strip()) for t in texts], bool)
+    out[~there, f.dim] = 1
+    if there.any():
+        out[there, : f.dim] = _encoder(fitted, where).encode([t for t in texts if t.strip()])
+    return out
+
+
+def _encoder(fitted: _Fitted, where: str) -> TextEncoder:
+    """The encoder that was there when the feature was fitted."""
+    name, wanted = str(fitted.feature.encoder), (fitted.numbers or {}).get("encoder_sha256")
+    encoder = fitted.encoders(name)
+    if encoder.hash != wanted:
+        raise ConfigError(
+            f"{where}: {name} is another model here ({encoder.hash[:12]}) than the one whose vectors this was trained "
+            f"on ({str(wanted)[:12]}); install that one, or prepare, train and export again"
+        )
+    return encoder
+
+
 def _hash_texts(f: Feature, table: pa.Table | Mapping[str, Any], where: str) -> list[list[int]]:
+    texts = _texts(f, table, where, " ")
+    return [hashed(t, f.buckets, f.words, f.chars, f.max_length, f.repeats) for t in texts]
+
+
+def _texts(f: Feature, table: pa.Table | Mapping[str, Any], where: str, separator: str) -> list[str]:
+    """The columns of a feature as one text for each row, empty where all are missing."""
     columns = []
     for name in f.columns:
         column = _column(table, name, where)
@@ -284,8 +347,7 @@ def _hash_texts(f: Feature, table: pa.Table | Mapping[str, Any], where: str) -> 
         ):
             raise DataError(f"column {name!r} is {column.type}; text wants strings", where=where, cure="cast it")
         columns.append(column.to_pylist())
-    texts = (" ".join(p for p in parts if p) for parts in zip(*columns, strict=True))
-    return [hashed(t, f.buckets, f.words, f.chars, f.max_length, f.repeats) for t in texts]
+    return [separator.join(p for p in parts if p) for parts in zip(*columns, strict=True)]
 
 
 def _lists(column: pa.Array, f: Feature, where: str) -> pa.Array:

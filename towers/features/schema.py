@@ -21,6 +21,7 @@ class Kind(StrEnum):
     NUMERIC = "numeric"  # a number, normalised or cut into quantile buckets
     TEXT = "text"  # free text, as hashed word and character n-grams
     VECTOR = "vector"  # a pretrained embedding
+    SENTENCE = "sentence"  # free text, by a pretrained sentence encoder
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Feature:
     Attributes:
         name: its name in batches, errors and vocabularies.
         kind: see ``Kind``.
-        columns: raw columns it is made from; several only for text (joined by spaces).
+        columns: raw columns it is made from; several only for texts (joined by spaces, or for a
+            sentence encoder by full stops).
         min_count: values seen less often in training are out of vocabulary.
         max_size: at most this many values in the vocabulary.
         max_length: lists and texts are cut to this many entries.
@@ -40,9 +42,11 @@ class Feature:
         chars: text: sizes of character n-grams.
         repeats: text: an n-gram that occurs ``n`` times stands ``1 + ⌊log₂ n⌋`` times in the list, so that what a long
             text says again and again counts more.
-        dim: vector: its length.
+        dim: vector, sentence: its length.
+        encoder: sentence: a model of the Hugging Face Hub, or its folder (see ``sentences``).
         vocabulary: ``items.NAME``: one vocabulary with that item feature, because both are the same kind of
             text or value (a query and a job's title, the skills of members and of jobs); of user and context features.
+            Sentences have no vocabulary, but share what is learned of their vectors.
         fit: ``train``: the vocabulary holds what training rows hold; ``all``: what the whole table holds. A catalogue's
             words are known before anybody clicks: a search for one that no training title had can then still match
             it. Not where the table is from after the split in time: it would tell of the future.
@@ -60,20 +64,27 @@ class Feature:
     chars: tuple[int, ...] = (3, 4)
     repeats: bool = False
     dim: int = 0
+    encoder: str | None = None
     vocabulary: str | None = None
     fit: str = "train"
 
     def __post_init__(self) -> None:
         """Check the settings together, each error naming the cure."""
-        if len(self.columns) != 1 and self.kind not in (Kind.TEXT, Kind.ID):
+        if len(self.columns) != 1 and self.kind not in (Kind.TEXT, Kind.SENTENCE, Kind.ID):
             raise ConfigError(f"feature {self.name!r}: set one column, got {list(self.columns)}")
-        if self.kind is Kind.VECTOR and self.dim < 1:
+        if self.kind is Kind.SENTENCE and not (self.columns and self.encoder):
+            raise ConfigError(
+                f"feature {self.name!r}: set encoder to a sentence encoder's name, and at least one column"
+            )
+        if self.kind is not Kind.SENTENCE and self.encoder:
+            raise ConfigError(f"feature {self.name!r}: encoder is of kind sentence, not of {self.kind.value}")
+        if self.kind in (Kind.VECTOR, Kind.SENTENCE) and self.dim < 1:
             raise ConfigError(f"feature {self.name!r}: set dim to the length of the vectors")
         if self.kind is Kind.TEXT and self.buckets < 1:
             raise ConfigError(f"feature {self.name!r}: set buckets to a positive number of hash buckets")
         if self.fit not in ("train", "all"):
             raise ConfigError(f"feature {self.name!r}: fit is {self.fit!r}; expected train or all")
-        if self.fit == "all" and self.kind in (Kind.ID, Kind.VECTOR):
+        if self.fit == "all" and self.kind in (Kind.ID, Kind.VECTOR, Kind.SENTENCE):
             raise ConfigError(f"feature {self.name!r}: fit all is not of kind {self.kind.value}; leave it out")
         if self.max_length < 1 or self.min_count < 1:
             raise ConfigError(f"feature {self.name!r}: max_length and min_count must be at least 1")

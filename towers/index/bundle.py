@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import towers
 from towers.errors import ConfigError
-from towers.features import Featurizer, IdMap, Ragged, Schema
+from towers.features import Encoders, Featurizer, IdMap, Ragged, Schema, open_encoder
 from towers.features import columns as c
 from towers.index import layout
 from towers.index.bundle_readme import readme
@@ -121,12 +121,13 @@ class BundleContents:
             _check_users(self.known_users, self, n)
 
 
-def write_bundle(contents: BundleContents, target: Path) -> Path:
+def write_bundle(contents: BundleContents, target: Path, encoders: Encoders = open_encoder) -> Path:
     """Write, open and replay a bundle beside its final name, then rename it.
 
     Args:
         contents: what goes in.
         target: final name of the folder; must not exist.
+        encoders: what opens a sentence encoder by its name, to replay the golden queries.
 
     Returns:
         ``target``.
@@ -151,7 +152,8 @@ def write_bundle(contents: BundleContents, target: Path) -> Path:
             },
             "index": asdict(contents.recipe.resolve(n, dim)),
             "data": {"start": contents.data_start, "end": contents.data_end},
-            "provenance": dict(contents.provenance),
+            "provenance": dict(contents.provenance)
+            | ({"text_encoders": said} if (said := _encoders(contents)) else {}),
             "versions": {
                 "towers": towers.__version__,
                 "python": platform.python_version(),
@@ -165,9 +167,15 @@ def write_bundle(contents: BundleContents, target: Path) -> Path:
         sizes = {p.relative_to(root).as_posix(): p.stat().st_size for p in sorted(root.rglob("*")) if p.is_file()}
         (root / layout.README).write_text(readme(Path(target).name, facts, sizes))
         write_manifest(root, facts)
-        Retriever.open(root)
+        Retriever.open(root, encoders=encoders)
         Tower(root / layout.ITEM_TOWER)
     return Path(target)
+
+
+def _encoders(contents: BundleContents) -> dict[str, Any]:
+    """Which sentence encoders the features were made with; the hash that is checked lies beside the vocabularies."""
+    sides = {"users": contents.users, "items": contents.items, "context": contents.context}
+    return {f"{side}.{name}": told for side, of in sides.items() for name, told in of.text_encoders.items()}
 
 
 def _served(contents: BundleContents) -> Schema:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from towers.errors import BundleError
-from towers.features import Featurizer, IdMap, Ragged, Schema
+from towers.features import Encoders, Featurizer, IdMap, Ragged, Schema, open_encoder
 from towers.features import columns as c
 from towers.index import layout
 from towers.index.faiss_setup import faiss
@@ -59,13 +59,16 @@ class OpenBundle:
     golden: dict[str, Any]
 
 
-def open_bundle(root: Path, *, verify: bool = True, threads: int | None = None) -> OpenBundle:
+def open_bundle(
+    root: Path, *, verify: bool = True, threads: int | None = None, encoders: Encoders = open_encoder
+) -> OpenBundle:
     """Check, then read.
 
     Args:
         root: the bundle's folder.
         verify: hash every file first.
         threads: for onnxruntime; None: as it likes.
+        encoders: what opens a sentence encoder by its name.
 
     Raises:
         BundleError: names the file and what is wrong with it.
@@ -98,8 +101,8 @@ def open_bundle(root: Path, *, verify: bool = True, threads: int | None = None) 
         manifest=manifest,
         schema=schema,
         similarity=similarity,
-        users=_featurizer(root, "users", schema.users),
-        context=_featurizer(root, "context", schema.context),
+        users=_featurizer(root, "users", schema.users, encoders),
+        context=_featurizer(root, "context", schema.context, encoders),
         items=items,
         attributes=attributes,
         search=VectorSearch(_index(root, n, dim, recipe), embeddings, recipe),
@@ -125,9 +128,9 @@ def _schema(root: Path, manifest: dict[str, Any]) -> Schema:
     return schema
 
 
-def _featurizer(root: Path, side: str, features: Any) -> Featurizer:
+def _featurizer(root: Path, side: str, features: Any, encoders: Encoders = open_encoder) -> Featurizer:
     with layout.reading(f"{layout.VOCAB}/{side}.json"):
-        return Featurizer.load(root / layout.VOCAB, side, features)
+        return Featurizer.load(root / layout.VOCAB, side, features, encoders)
 
 
 def _ids(root: Path, name: str, column: str, kind: str, n: int) -> pa.Array:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from towers.errors import DataError
-from towers.features import Ragged
+from towers.features import Encoders, Ragged, open_encoder
 from towers.index import layout
 from towers.index.eligibility import Liveness, exclude_lists, exclusions
 from towers.index.encoding import Contexts, Users, When, contexts, many, moment_of, query_vectors, user_rows
@@ -39,7 +39,14 @@ class Retriever:
         self._live = Liveness(bundle.attributes)
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = True, threads: int | None = None) -> Retriever:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        verify: bool = True,
+        threads: int | None = None,
+        encoders: Encoders = open_encoder,
+    ) -> Retriever:
         """Check a bundle, open it and replay its golden queries.
 
         Args:
@@ -47,15 +54,19 @@ class Retriever:
             verify: hash every file before it is parsed. Turn it off only for a bundle that this machine
                 has verified before.
             threads: of one query, for FAISS (where it is a setting of the whole process) and the user tower.
+            encoders: what opens a sentence encoder by its name, for bundles that read raw text by one. Whatever it
+                opens must be the model that the bundle was exported with.
 
         Raises:
             BundleError: the bundle is damaged, incomplete or hostile, or does not answer as it did when it
                 was exported.
+            ConfigError: the sentence encoder of its queries is not installed, or is another model.
         """
         if threads is not None:
             faiss.omp_set_num_threads(threads)
-        retriever = cls(open_bundle(Path(path), verify=verify, threads=threads))
+        retriever = cls(open_bundle(Path(path), verify=verify, threads=threads, encoders=encoders))
         bundle = retriever._bundle
+        bundle.context.check_encoders()  # known users do without, queries do not
         with layout.reading(layout.GOLDEN):
             replay(
                 bundle.golden,

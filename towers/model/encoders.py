@@ -52,7 +52,7 @@ def encoder(info: FeatureInfo, dim: int, settings: EncoderSettings) -> Encoder:
         return Bag(info, dim, sparse)
     if info.cardinality:
         return Lookup(info, dim, sparse)
-    if info.kind is Kind.VECTOR:
+    if info.kind in (Kind.VECTOR, Kind.SENTENCE):
         return Projection(info, dim) if settings.vector == "linear" else Identity(info)
     return Number(dim, settings.frequencies if settings.numeric == "periodic" else 0)
 
@@ -168,12 +168,22 @@ class Number(Encoder):
 
 
 class Projection(Encoder):
-    """A pretrained vector and its missing flag, projected."""
+    """A pretrained vector and its missing flag, projected.
+
+    It starts as a rotation (with fewer dimensions: as a random projection), so that vectors that are compared through
+    the same projection start as similar as they are; a missing one starts at zero.
+    """
 
     def __init__(self, info: FeatureInfo, dim: int) -> None:
         super().__init__()
         self.dim = dim
         self.linear = nn.Linear(info.width, dim)
+        width = info.width - 1
+        with torch.no_grad():
+            self.linear.weight.zero_()
+            rotation = nn.init.orthogonal_(torch.empty(dim, width))
+            self.linear.weight[:, :width] = rotation * max(1.0, width / dim) ** 0.5  # expected lengths are kept
+            self.linear.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """``[n, width]`` → ``[n, d]``."""

@@ -261,7 +261,7 @@ def _problems(
         out.append(f"the {side} tower reads no feature; change {here}.include or {here}.exclude, {cure}")
     if s.id_dropout and infos and not history and all(i.kind is Kind.ID for i in infos):
         out.append(f"{here}.id_dropout leaves nothing where the id is dropped; set it to 0, or read other features too")
-    wrong = [i.name for i in infos if i.kind is Kind.VECTOR and i.width - 1 != width]
+    wrong = [i.name for i in infos if i.kind in (Kind.VECTOR, Kind.SENTENCE) and i.width - 1 != width]
     if s.fusion == "sum" and s.encoders.vector == "identity" and wrong:
         out.append(f"{here}.fusion=sum needs vectors of width {width}, and {wrong} differ; set {here}.fusion=concat "
                    f"or {here}.encoders.vector=linear")  # fmt: skip
