@@ -5,7 +5,7 @@ from omegaconf import DictConfig
 
 from pipeline.console import user_errors
 from pipeline.datasets import dataset_of
-from pipeline.evaluating import evaluate_run
+from pipeline.evaluating import evaluate_run, given
 from pipeline.runs import Run
 from towers.index import Fusion
 
@@ -18,7 +18,8 @@ def main(config: DictConfig) -> None:
     dataset = dataset_of(run)
     tasks = [config.task] if config.task else list(dataset.info["tasks"])
     fusion = Fusion(**config.fusion) if config.fusion.method else None
-    evaluate_run(run, tasks, dataset=dataset, dim=config.dim, fusion=fusion, rerank=config.rerank)
+    moved = given(config.aggregate)
+    evaluate_run(run, tasks, dataset=dataset, dim=config.dim, fusion=fusion, rerank=config.rerank, aggregate=moved)
 
 
 if __name__ == "__main__":

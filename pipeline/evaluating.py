@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig, open_dict
 
 from data.prepared import PreparedDataset
 from data.tasks import build_task
@@ -39,9 +40,27 @@ _SAID = {
 }
 
 
-def load(run: Run, dataset: PreparedDataset, device: str | None = None, dim: int | None = None) -> Retrieval:
-    """The trained module of a run, in evaluation mode, on the GPU if there is one; its vectors cut to ``dim``."""
-    module = build.retrieval(run.config, dataset)
+def load(
+    run: Run,
+    dataset: PreparedDataset,
+    device: str | None = None,
+    dim: int | None = None,
+    aggregate: Mapping[str, Any] | None = None,
+) -> Retrieval:
+    """The trained module of a run, in evaluation mode, on the GPU if there is one.
+
+    Args:
+        run: the run.
+        dataset: what it was trained on.
+        device: where to; None: the GPU if there is one.
+        dim: dimensions to which its vectors are cut; None: all.
+        aggregate: settings of aggregation that replace the run's own.
+    """
+    config = run.config
+    if aggregate:
+        with open_dict(config):
+            config.aggregate = {**config.get("aggregate", {}), **aggregate}
+    module = build.retrieval(config, dataset)
     state = torch.load(run.weights, map_location="cpu", weights_only=False)["state_dict"]
     module.load_state_dict(state)
     if dim is not None:
@@ -49,13 +68,16 @@ def load(run: Run, dataset: PreparedDataset, device: str | None = None, dim: int
     return module.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def load_model(run: Run, dataset: PreparedDataset, dim: int | None = None) -> Retrieval | Fitted:
-    """The trained module of a run, its vectors cut to ``dim``, or its fitted baseline."""
+def load_model(
+    run: Run, dataset: PreparedDataset, dim: int | None = None, aggregate: Mapping[str, Any] | None = None
+) -> Retrieval | Fitted:
+    """The trained module of a run, its vectors cut to ``dim`` and aggregated, or its fitted baseline."""
     baseline = build.baseline(run.config)
     if baseline is None:
-        return load(run, dataset, dim=dim)
-    if dim is not None:
-        raise ConfigError(f"dim={dim}: a baseline has no vectors to cut; leave dim out")
+        return load(run, dataset, dim=dim, aggregate=aggregate)
+    if dim is not None or aggregate:
+        named = "aggregate" if dim is None else f"dim={dim}"
+        raise ConfigError(f"{named}: a baseline has no vectors of its own; leave {named.partition('=')[0]} out")
     return Fitted(baseline, fitted.load(run.weights), dataset.encoded("user"))
 
 
@@ -68,14 +90,16 @@ def evaluate_run(
     dim: int | None = None,
     fusion: Fusion | None = None,
     rerank: int | None = None,
+    aggregate: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Rank these tasks with a run's best weights; write ``eval/TASK/``; return all metrics, keyed ``TASK/METRIC``.
 
     With ``dim``, vectors are cut to so many dimensions, and the folder is ``eval/TASK-DIM``; with ``fusion``, the words
     of the queries are searched by BM25 too, and it is ``eval/TASK-METHOD``; with ``rerank``, so many of the first are
-    ordered anew by the model's second stage, and it is ``eval/TASK-rerank``.
+    ordered anew by the model's second stage, and it is ``eval/TASK-rerank``; with ``aggregate``, items are moved towards
+    their neighbours with these settings instead of the run's own, and it is ``eval/TASK-aggregate``.
     """
-    module = module or load_model(run, dataset, dim)
+    module = module or load_model(run, dataset, dim, aggregate)
     if rerank is not None and (dim is not None or fusion is not None or not _has_second_stage(module)):
         raise ConfigError(
             f"rerank={rerank} is for the whole vectors of a run with model.mixture (model=mixture), without fusion"
@@ -87,6 +111,7 @@ def evaluate_run(
         result, extra = evaluate_task(run, task, dataset, module, fusion, rerank)
         marks = [name, *([] if dim is None else [str(dim)]), *([] if fusion is None else [fusion.method])]
         marks += [] if rerank is None else ["rerank"]
+        marks += ["aggregate"] if aggregate else []
         folder = run.folder / "eval" / "-".join(marks)
         result.save(folder, dataset.ids("user").take(task.user), dataset.ids("item"), extra)
         out |= result.flat(name) | {f"{name}/{k}": v for k, v in extra.items() if isinstance(v, float)}
@@ -167,11 +192,24 @@ def evaluate_task(
         "run": str(run.folder),
         "cold_share_of_targets": float(1 - warm.mean()),
         **({} if fusion is None else {"fusion": asdict(fusion)}),
+        **aggregation_of(module),
     }
     source = Path(config.data.get("source") or "")
     if (source / "truth").is_dir():
         extra |= share_of_best(result, source, dataset)
     return result, extra
+
+
+def aggregation_of(module: Retrieval | Fitted) -> dict[str, Any]:
+    """The settings of aggregation under their name, for reports and manifests; nothing where there is none."""
+    if not isinstance(module, Retrieval) or module.aggregation is None:
+        return {}
+    return {"aggregate": asdict(module.aggregation.settings)}
+
+
+def given(aggregate: DictConfig) -> dict[str, Any]:
+    """The settings of aggregation that a command line gives; null stands for the run's own."""
+    return {str(k): v for k, v in aggregate.items() if v is not None}
 
 
 def examples(result: Evaluation, dataset: PreparedDataset) -> list[Example]:

@@ -18,7 +18,7 @@ from data.tasks import build_task
 from pipeline import build
 from pipeline.console import progress, say
 from pipeline.datasets import dataset_of
-from pipeline.evaluating import load
+from pipeline.evaluating import aggregation_of, given, load
 from pipeline.runs import Run
 from towers.errors import ConfigError
 from towers.features import Ragged
@@ -58,7 +58,7 @@ def export(config: DictConfig) -> Path:
     recipe: IndexRecipe = hydra.utils.instantiate(config.index)
     with progress("export") as tell:
         tell("loading the model", 0.0)
-        module = load(run, dataset, dim=config.dim)
+        module = load(run, dataset, dim=config.dim, aggregate=given(config.aggregate))
         embedder = module.embedder()
         tell("embedding the catalogue", 0.1)
         embeddings = embed.item_embeddings(embedder)
@@ -98,6 +98,7 @@ def export(config: DictConfig) -> Path:
                 "run": str(run.folder),
                 "refitted": dataset.refit,
                 "dataset": dataset.name,
+                **aggregation_of(module),
                 **run.provenance,
             },
             measured=measured,

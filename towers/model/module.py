@@ -22,6 +22,7 @@ from towers.evaluation.evaluate import evaluate
 from towers.evaluation.task import Task
 from towers.features import Batch
 from towers.model import logits, optimisers
+from towers.model.aggregation import Aggregation
 from towers.model.contrast import Contrast, Own, VectorLoss
 from towers.model.embedder import Embedder, history_of, to_device
 from towers.model.losses import Loss, sampled_softmax
@@ -44,6 +45,7 @@ class TrainingData:
         expires: ``[I]`` int64 microseconds: until when (exclusive); None: for ever.
         context_table: features of all contexts, where the data have any.
         groups: ``[I]`` int64: items of one group are reposts of each other; None: the data do not say.
+        aggregation: moves item vectors towards their neighbours', outside training: see ``Embedder``; None: nothing.
     """
 
     user_table: FeatureTable
@@ -54,6 +56,7 @@ class TrainingData:
     expires: NDArray[np.int64] | None = None
     context_table: FeatureTable | None = None
     groups: NDArray[np.int64] | None = None
+    aggregation: Aggregation | None = None
 
 
 class Retrieval(pl.LightningModule):
@@ -113,6 +116,7 @@ class Retrieval(pl.LightningModule):
         if group_weight and data.groups is None:
             raise ConfigError(f"group_weight={group_weight}, but the data have no groups; set items.group, or drop it")
         self.groups, self.group_weight = None if data.groups is None else torch.tensor(data.groups), group_weight
+        self.aggregation = data.aggregation
         for name in ("posted", "expires"):
             times = getattr(data, name)
             self.register_buffer(name, None if times is None else torch.tensor(times), persistent=False)
@@ -224,6 +228,7 @@ class Retrieval(pl.LightningModule):
             contexts=self.contexts,
             groups=self.groups,
             group_weight=self.group_weight,
+            aggregation=self.aggregation,
         )
 
     def validation_step(self, task: Task, index: int) -> None:
