@@ -35,7 +35,7 @@ def made_up(queries: int, candidates: int, excluded: int, *, clock: bool, seed: 
     posted = rng.integers(0, 60 * DAY, candidates)
     return Task(
         name="bench",
-        user=np.arange(queries),
+        query=np.arange(queries),
         batches=[],  # the vectors are given
         targets=Ragged(offsets, rng.integers(0, candidates, queries)),
         candidates=np.arange(candidates),

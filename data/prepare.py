@@ -228,7 +228,7 @@ def _write_task(
     """Candidate and exclusion files of a task, as row numbers."""
     (out / "tasks").mkdir(exist_ok=True)
     for what, path, sides in (
-        ("candidates", task.candidates, (c.ITEM,)),
+        ("candidates", task.candidates, (c.USER if task.retrieve == "users" else c.ITEM,)),
         ("exclude", task.exclude, (c.USER, c.ITEM)),
     ):
         if isinstance(path, str) and path not in CANDIDATES:

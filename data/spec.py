@@ -196,6 +196,9 @@ class TaskSpec:
         exclude_groups: exclude all items of an excluded item's group.
         unit: ``user`` (one query for each user, all targets at once) or ``event`` (one for each user and time);
             where the data have a context, one for each user and context (and time).
+        retrieve: ``items`` for users, or ``users`` for items: matching. Then each item of the targets asks for users,
+            among ``all``, ``trained`` or ``held_out`` ones, or those of a file of user ids; an exclusion masks the
+            users who have taken the item.
     """
 
     targets: tuple[str, ...]
@@ -203,6 +206,7 @@ class TaskSpec:
     exclude: tuple[str, ...] | str = ()
     exclude_groups: bool = False
     unit: Literal["user", "event"] = "user"
+    retrieve: Literal["items", "users"] = "items"
 
     @classmethod
     def parse(cls, name: str, spec: Mapping[str, Any]) -> Self:
@@ -335,6 +339,9 @@ class DatasetSpec:
                 errors.append(f"tasks.{name}: unit event needs events.time or events.order")
             if t.candidates == "live" and (e.clock != "time" or not (self.items.posted or self.items.expires)):
                 errors.append(f"tasks.{name}: candidates live needs events.time and items.posted or items.expires")
+            if t.retrieve == "users" and (t.unit == "event" or t.candidates == "live"):
+                errors.append(f"tasks.{name}: retrieve users asks once for each item, whenever; leave out unit event "
+                              "and candidates live")  # fmt: skip
         if self.select not in dict(self.tasks):
             errors.append(f"select: no task {self.select!r}; there are {[n for n, _ in self.tasks]}")
         if errors:

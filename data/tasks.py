@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.batches import Collator, QueryBatches
 from data.histories import stage
-from data.prepared import Examples, PreparedDataset
+from data.prepared import Examples, PreparedDataset, ragged_slices
 from data.spec import TaskSpec
 from towers.errors import DataError
 from towers.evaluation.task import Task
@@ -24,7 +24,8 @@ def build_task(data: PreparedDataset, name: str, *, history_length: int, batch_s
     """The queries, targets, candidates and exclusions of a task.
 
     A query by user sees the history up to its split; a query by event sees everything strictly earlier. Where the data
-    have a context, what a user asks in different contexts are different queries.
+    have a context, what a user asks in different contexts are different queries. Where items ask for users, a user is
+    as she was at the moment of the first target of all, with her history up to the split, and asks nothing.
 
     Raises:
         ConfigError: no such task.
@@ -33,33 +34,36 @@ def build_task(data: PreparedDataset, name: str, *, history_length: int, batch_s
     spec = data.task(name)
     e = data.examples(*spec.targets)
     e = e.take(e.weight > 0)
-    query, first = _queries(e, spec)
     candidates = _candidates(data, name, spec, e)
-    reachable = np.isin(e.item, candidates)
-    if not reachable.any():
+    found, asking = (e.user, e.item) if spec.retrieve == "users" else (e.item, e.user)
+    if not np.isin(found, candidates).any():
         raise DataError(
             "no target is among the candidates", where=f"task {name!r} of {data.name}", cure="correct tasks.candidates"
         )
     # a query all of whose targets are unreachable stays, and counts as a miss
-    queries = e.take(first)
-    ends = queries.history_end
-    if spec.unit == "user":
-        before = min(stage(np.array([data.splits.index(t)], np.int8))[0] for t in spec.targets)
-        ends = data.history.stage_ends[queries.user, before - 1] if before else data.history.offsets[queries.user]
-    n = len(first)
-    blank = replace(queries, item=np.full(n, -1, np.int32), weight=np.zeros(n, np.float32), history_end=ends)
-    collate = Collator(data.history, data.schema.clock, history_length)
+    if spec.retrieve == "users":
+        asked, query = np.unique(asking, return_inverse=True)
+        users, time = _at_once(data, spec, candidates, e), None
+    else:
+        query, first = _queries(e, spec)
+        users, asked = e.take(first), asking[first]
+        time = users.time if data.schema.clock == "time" else None
+        if spec.unit == "user":
+            users = replace(users, history_end=_ends(data, spec, users.user))
+    n = len(users)
+    blank = replace(users, item=np.full(n, -1, np.int32), weight=np.zeros(n, np.float32))
     posted, expires = data.item_times() if spec.candidates == "live" else (None, None)
     return Task(
         name=name,
-        user=queries.user.astype(np.int64),
-        batches=QueryBatches(blank, collate, batch_size),
-        targets=_group_lists(query, e.item.astype(np.int64), n),
+        query=asked.astype(np.int64),
+        batches=QueryBatches(blank, Collator(data.history, data.schema.clock, history_length), batch_size),
+        targets=_group_lists(query, found.astype(np.int64), len(asked)),
         candidates=candidates,
-        exclude=_exclusions(data, name, spec, queries.user.astype(np.int64)),
-        time=queries.time if data.schema.clock == "time" else None,
+        exclude=_exclusions(data, name, spec, asked.astype(np.int64)),
+        time=time,
         posted=None if posted is None else posted[candidates],
         expires=None if expires is None else expires[candidates],
+        retrieve=spec.retrieve,
     )
 
 
@@ -76,6 +80,27 @@ def _queries(e: Examples, spec: TaskSpec) -> tuple[Ints, Ints]:
     return query, order[new]
 
 
+def _at_once(data: PreparedDataset, spec: TaskSpec, users: Ints, targets: Examples) -> Examples:
+    """Users as they were at the moment of the earliest target, whatever they did later."""
+    n = len(users)
+    return Examples(
+        user=users.astype(np.int32),
+        item=np.full(n, -1, np.int32),
+        time=None if targets.time is None else np.full(n, targets.time.min(), np.int64),
+        weight=np.zeros(n, np.float32),
+        split=np.zeros(n, np.int8),
+        history_end=_ends(data, spec, users),
+        context=np.zeros(n, np.int32) if data.schema.context else None,
+    )
+
+
+def _ends(data: PreparedDataset, spec: TaskSpec, users: NDArray[Any]) -> Ints:
+    """Where the histories of users end that hold what came before the splits of the targets."""
+    before = min(stage(np.array([data.splits.index(t)], np.int8))[0] for t in spec.targets)
+    ends: Ints = data.history.stage_ends[users, before - 1] if before else data.history.offsets[users]
+    return ends
+
+
 def _group_lists(owner: Ints, values: Ints, n: int) -> Ragged:
     """``[n]`` lists of the distinct values of each owner, sorted."""
     pairs = np.unique(np.stack([owner, values], axis=1), axis=0)
@@ -85,18 +110,20 @@ def _group_lists(owner: Ints, values: Ints, n: int) -> Ragged:
 
 
 def _candidates(data: PreparedDataset, name: str, spec: TaskSpec, targets: Examples) -> Ints:
+    """``[N]`` sorted rows of the side that is retrieved."""
     path = data.folder / "tasks" / f"{name}.candidates.parquet"
+    side = spec.retrieve.removesuffix("s")
     if path.exists():
-        return np.asarray(pq.read_table(path)["item_row"].to_numpy(), np.int64)
+        return np.asarray(pq.read_table(path)[f"{side}_row"].to_numpy(), np.int64)
     if spec.candidates == "trained":
-        return np.flatnonzero(data.events("item") > 0)
+        return np.flatnonzero(data.events(side) > 0)
     if spec.candidates == "held_out":
-        return np.unique(targets.item).astype(np.int64)
-    return np.arange(len(data.items))
+        return np.unique(targets.user if side == "user" else targets.item).astype(np.int64)
+    return np.arange(len(data.side(side)))
 
 
-def _exclusions(data: PreparedDataset, name: str, spec: TaskSpec, users: Ints) -> Ragged:
-    """``[Q]`` lists of item rows that a query's user must not be shown."""
+def _exclusions(data: PreparedDataset, name: str, spec: TaskSpec, asked: Ints) -> Ragged:
+    """``[Q]`` lists of rows that a query must not be given: what the user took, or who took the item."""
     path = data.folder / "tasks" / f"{name}.exclude.parquet"
     if path.exists():
         table = pq.read_table(path)
@@ -107,14 +134,12 @@ def _exclusions(data: PreparedDataset, name: str, spec: TaskSpec, users: Ints) -
         seen = e.weight > 0
         user, item = e.user[seen].astype(np.int64), e.item[seen].astype(np.int64)
     else:
-        return Ragged(np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int64))
+        return Ragged(np.zeros(len(asked) + 1, np.int64), np.zeros(0, np.int64))
     if spec.exclude_groups and "group" in data.items.column_names:
         user, item = _with_groups(user, item, data.items["group"].to_numpy())
-    lists = _group_lists(np.asarray(user, np.int64), np.asarray(item, np.int64), len(data.users))
-    lengths = np.diff(lists.offsets)[users]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    index = np.arange(offsets[-1]) + np.repeat(lists.offsets[users] - offsets[:-1], lengths)
-    return Ragged(offsets, lists.values[index])
+    owner, value, owners = (user, item, len(data.users)) if spec.retrieve == "items" else (item, user, len(data.items))
+    lists = _group_lists(np.asarray(owner, np.int64), np.asarray(value, np.int64), owners)
+    return ragged_slices(lists.values, lists.offsets[asked], lists.offsets[asked + 1])
 
 
 def _with_groups(user: Ints, item: Ints, group: Ints) -> tuple[Ints, Ints]:

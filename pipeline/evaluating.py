@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, open_dict
 
@@ -16,15 +15,14 @@ from data.prepared import PreparedDataset
 from data.tasks import build_task
 from pipeline import build
 from pipeline.console import err, progress, say
+from pipeline.describing import cold_share, examples, slices
 from pipeline.fusing import fused
 from pipeline.oracle import share_of_best
 from pipeline.runs import Run
 from towers.errors import ConfigError
 from towers.evaluation.evaluate import METRICS, evaluate, evaluate_scores
-from towers.evaluation.examples import Example, draw_examples
 from towers.evaluation.report import write_report
 from towers.evaluation.results import Evaluation
-from towers.evaluation.slices import history_length, target_warmth
 from towers.evaluation.table import table
 from towers.evaluation.task import Task
 from towers.index.fusion import Fusion
@@ -36,7 +34,7 @@ from towers.model.module import Retrieval
 WHOLE = 1 << 40  # events of a history: baselines read it whole
 _SAID = {
     "share_of_best_recall@100": "recall@100 as a share of the best achievable",
-    "cold_share_of_targets": "targets on items that training never saw",
+    "cold_share_of_targets": "targets that training never saw",
 }
 
 
@@ -113,7 +111,8 @@ def evaluate_run(
         marks += [] if rerank is None else ["rerank"]
         marks += ["aggregate"] if aggregate else []
         folder = run.folder / "eval" / "-".join(marks)
-        result.save(folder, dataset.ids("user").take(task.user), dataset.ids("item"), extra)
+        asking, found = ("user", "item") if task.retrieve == "items" else ("item", "user")
+        result.save(folder, dataset.ids(asking).take(task.query), dataset.ids(found), extra)
         out |= result.flat(name) | {f"{name}/{k}": v for k, v in extra.items() if isinstance(v, float)}
         write_report(folder / "report.html", result, examples(result, dataset), {**extra, **_origin(run)})
         err.print(table(result))
@@ -150,9 +149,10 @@ def evaluate_task(
     fusion: Fusion | None = None,
     rerank: int | None = None,
 ) -> tuple[Evaluation, dict[str, Any]]:
-    """One task, with slices by history length and by whether a target was seen in training."""
+    """One task, with the slices of ``pipeline.describing``."""
     config = run.config
-    lengths = np.concatenate([(b.history >= 0).sum(1).numpy() for b in task.batches])
+    if task.retrieve == "users" and (fusion is not None or rerank is not None):
+        raise ConfigError(f"task {task.name!r} retrieves users; fusion and rerank are for tasks that retrieve items")
     with progress(f"evaluate {task.name}") as tell:
         ranked = Counter[str]()
 
@@ -163,10 +163,7 @@ def evaluate_task(
         options: Any = {
             "ks": tuple(config.ks),
             "metrics": (*METRICS, "auc"),
-            "slices": {
-                "history length": history_length(lengths),
-                "target": target_warmth(task.targets, dataset.events("item")),
-            },
+            "slices": slices(task, dataset),
             "progress": count,
         }
         if isinstance(module, Fitted):
@@ -176,9 +173,7 @@ def evaluate_task(
             result = evaluate_scores(task, module.scorer(task), **options)
         else:
             tell("embedding the candidates", 0.0)
-            embedder = module.embedder()
-            candidates = embedder.embed_items(task.candidates)
-            queries = embedder.embed_queries(task.batches)
+            queries, candidates = module.embedder().sides(task)
             if rerank is not None and module.model.mixture is not None:
                 second = Reranked(torch.cat(list(queries)), candidates, module.model.mixture, rerank)
                 result = evaluate_scores(task, second, **options)
@@ -186,11 +181,10 @@ def evaluate_task(
                 result = evaluate(task, queries, candidates, **options)
             else:
                 result = evaluate_scores(task, fused(task, dataset, queries, candidates, fusion), **options)
-    warm = dataset.events("item")[task.targets.values] > 0
     extra: dict[str, Any] = {
         "refitted": dataset.refit,
         "run": str(run.folder),
-        "cold_share_of_targets": float(1 - warm.mean()),
+        "cold_share_of_targets": cold_share(task, dataset),
         **({} if fusion is None else {"fusion": asdict(fusion)}),
         **aggregation_of(module),
     }
@@ -210,24 +204,3 @@ def aggregation_of(module: Retrieval | Fitted) -> dict[str, Any]:
 def given(aggregate: DictConfig) -> dict[str, Any]:
     """The settings of aggregation that a command line gives; null stands for the run's own."""
     return {str(k): v for k, v in aggregate.items() if v is not None}
-
-
-def examples(result: Evaluation, dataset: PreparedDataset) -> list[Example]:
-    """Some queries in words, for the report."""
-    task = result.task
-    raw = dataset.raw("item")
-    names = [n for n in dataset.info["attributes"]["items"] if n in raw.column_names][:2]
-    ids = dataset.ids("item")
-    histories = [h[h >= 0].tolist() for b in task.batches for h in b.history.numpy()]
-
-    def title(row: int) -> str:
-        shown = [str(raw[n][row].as_py()) for n in names if raw[n][row].as_py() is not None]
-        return ", ".join(shown) or str(ids[row].as_py())
-
-    users = dataset.ids("user")
-    return draw_examples(
-        result,
-        user=lambda q: str(users[int(task.user[q])].as_py()),
-        title=title,
-        history=lambda q: histories[q],
-    )

@@ -30,7 +30,7 @@ def share_of_best(result: Evaluation, market: Path, dataset: PreparedDataset) ->
     found = []
     for start in range(0, len(chosen), BLOCK):
         block = chosen[start : start + BLOCK]
-        scores = torch.from_numpy(oracle.scores(users.take(task.user[block]), items, task.time[block]))
+        scores = torch.from_numpy(oracle.scores(users.take(task.query[block]), items, task.time[block]))
         for row, q in enumerate(block):
             out = column[task.exclude.values[task.exclude.offsets[q] : task.exclude.offsets[q + 1]]]
             scores[row, torch.from_numpy(out[out >= 0])] = -torch.inf

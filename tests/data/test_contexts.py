@@ -131,7 +131,7 @@ def test_what_a_user_asks_in_different_contexts_are_different_queries(
         (users[int(u)], *asked(data, [x])[0], None if t is None else int(t)): {
             items[i] for i in task.targets.values[a:b]
         }
-        for u, x, t, (a, b) in zip(task.user, context, time, pairwise(task.targets.offsets), strict=True)
+        for u, x, t, (a, b) in zip(task.query, context, time, pairwise(task.targets.offsets), strict=True)
     }
     assert len(found) == len(task)
     assert found == dict(wanted)

@@ -49,7 +49,7 @@ def test_jobviews_counts_masks_and_groups(tmp_path: Path) -> None:
     task = build_task(data, "test", history_length=50)
     assert len(task) == 1721
     mask = pq.read_table(protocol / "mask_test.parquet")
-    asked = set(data.ids("user").take(task.user).to_pylist())
+    asked = set(data.ids("user").take(task.query).to_pylist())
     pairs = {(u, i) for u, i in zip(mask["user"].to_pylist(), mask["item"].to_pylist(), strict=True) if u in asked}
     assert len(task.exclude.values) == len(pairs)
 

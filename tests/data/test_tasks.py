@@ -98,7 +98,7 @@ def test_a_task_is_what_its_declaration_says(tmp_path_factory: Any, name: str, l
             build_task(data, name, history_length=5)
         return
     task = build_task(data, name, history_length=5)
-    assert [users[u] for u in task.user] == [u for u, _ in sorted(wanted)]
+    assert [users[u] for u in task.query] == [u for u, _ in sorted(wanted)]
     assert lists(task.targets, items) == [sorted(wanted[q]) for q in sorted(wanted)]
     assert [items[i] for i in task.candidates] == candidates
     assert lists(task.exclude, items) == [sorted(excluded(spec, views, user)) for user, _ in sorted(wanted)]

@@ -170,7 +170,7 @@ def test_what_is_measured_cannot_be_overwritten(tmp_path):
     found = evaluate(*hand_made())
     with pytest.raises(ValueError, match=r"extra repeats \['seconds'\]"):
         found.save(tmp_path, pa.array([1, 2]), pa.array(range(10)), {"seconds": 1})
-    with pytest.raises(ValueError, match="1 user ids for 2 queries"):
+    with pytest.raises(ValueError, match="1 ids for 2 queries"):
         found.save(tmp_path, pa.array([1]), pa.array(range(10)))
 
 

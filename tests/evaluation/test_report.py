@@ -108,9 +108,9 @@ def test_the_curve_passes_through_the_metrics(evaluation):
 
 
 def test_examples_show_the_ranking_as_it_is(evaluation, examples):
-    assert len({x.user for x in examples}) == 6
+    assert len({x.query for x in examples}) == 6
     for x in examples:
-        q = int(x.user.removeprefix("Member "))
+        q = int(x.query.removeprefix("Member "))
         targets = lists(evaluation.task.targets)[q]
         shown = [i for i in evaluation.ranking.items[q, :5].tolist() if i >= 0]
         assert [a.title for a in x.answers] == [f"{HOSTILE} {i}" for i in shown]

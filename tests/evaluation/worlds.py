@@ -20,7 +20,7 @@ def make_task(targets, candidates, exclude=None, user=None, **times):
     q = len(targets)
     return Task(
         name="test",
-        user=np.arange(q) if user is None else np.asarray(user),
+        query=np.arange(q) if user is None else np.asarray(user),
         batches=[],  # the vectors are given
         targets=ragged(targets),
         candidates=np.asarray(candidates, np.int64),

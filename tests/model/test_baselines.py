@@ -379,6 +379,28 @@ def test_a_fitted_baseline_is_ranked_as_the_vectors_that_it_is_made_of(method: B
     assert all(parameter.dtype == np.float32 for parameter in state.values())
 
 
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+def test_items_that_ask_for_users_see_the_same_scores(method: Baseline) -> None:
+    x = log([[0, 1], [2, 1, 3], [3]], 4, item_features=CONTENT, user_features=CONTENT)
+    none = Ragged(np.zeros(5, np.int64), np.zeros(0, np.int64))
+    known = Fitted(method, method.fit(x, quiet), x.user_features)
+    users, items = np.arange(4), np.array([0, 2, 3])
+
+    def table(task: Task) -> torch.Tensor:
+        scorer = known.scorer(task)
+        out = torch.empty(len(scorer), len(task.candidates))
+        scorer.write(np.arange(len(scorer)), out)
+        return out
+
+    asked = table(Task("for users", users, Blocks(), Ragged(np.arange(5), items[[0, 1, 2, 1]]), items, none))
+    wanted = Ragged(np.arange(4), users[:3])
+    asking = table(
+        Task("for items", items, Blocks(), wanted, users, Ragged(none.offsets[:4], none.values), retrieve="users")
+    )
+    assert asked.abs().sum() > 0
+    torch.testing.assert_close(asking, asked.T)
+
+
 def test_a_block_of_scores_may_lie_apart_in_memory() -> None:
     scorer = WideProducts(sparse.csr_array(np.eye(2, dtype=np.float32)), np.array([[1, 2], [3, 4]], np.float32))
     buffer = torch.full((2, 5), -1.0)

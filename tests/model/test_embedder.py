@@ -4,6 +4,8 @@ import numpy as np
 import torch
 
 from tests.model.helpers import batch, contexts, full_model, infos, table
+from towers.evaluation.task import Task
+from towers.features import Ragged
 from towers.index import embed
 from towers.model.embedder import Embedder
 from towers.model.history import HistoryInputs
@@ -42,6 +44,20 @@ def test_queries_by_the_history_table_equal_queries_worked_out_one_by_one() -> N
         )
         one = e.model.embed_users(e.users(b.user[i : i + 1]), history, e.contexts(b.context[i : i + 1]))
         assert torch.allclose(ours[i], one[0], atol=1e-5)
+
+
+def test_a_user_and_an_item_score_alike_whichever_of_them_asks() -> None:
+    e, six, items = embedder(), [batch(4, ITEMS, USERS), batch(2, ITEMS, USERS, seed=1)], np.array([1, 5, 9])
+    asked = Task("asked", np.arange(6), six, nothing(6, 1), items, nothing(6, 0))  # type: ignore[arg-type]
+    asking = Task("asking", items, six, nothing(3, 1), np.arange(6), nothing(3, 0), retrieve="users")  # type: ignore[arg-type]
+    (users, candidates), (queries, found) = e.sides(asked), e.sides(asking)
+    table = torch.cat(list(users)) @ candidates.T
+    assert table.shape == (6, 3)
+    assert torch.equal(torch.cat(list(queries)) @ found.T, table.T)
+
+
+def nothing(queries: int, each: int) -> Ragged:
+    return Ragged(np.arange(queries + 1) * each, np.zeros(queries * each, np.int64))
 
 
 def test_numpy_batches_are_taken_as_they_come() -> None:

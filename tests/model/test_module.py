@@ -137,7 +137,7 @@ def task(name: str) -> Task:
     queries = batch(USERS, ITEMS, USERS, item=np.full(USERS, -1), weight=np.zeros(USERS, np.float32))
     return Task(
         name=name,
-        user=queries.user.numpy(),
+        query=queries.user.numpy(),
         batches=Batches([queries.map(lambda a: a.numpy())]),
         targets=Ragged(np.arange(USERS + 1), np.arange(USERS)),
         candidates=np.arange(ITEMS),

@@ -147,5 +147,5 @@ def _measure(
     totals = {}
     if keep is None and COVERAGE in names:
         totals = {f"{COVERAGE}@{k}": m.coverage(ranking.items, len(task.candidates), k) for k in ks}
-    several = len(np.unique(task.user)) < len(task)
-    return Scores(queries, len(query), per_query, totals, task.user[queries] if several else None)
+    several = len(np.unique(task.query)) < len(task)
+    return Scores(queries, len(query), per_query, totals, task.query[queries] if several else None)

@@ -25,13 +25,13 @@ class Example:
     """One query, in words.
 
     Attributes:
-        user: who.
-        history: titles, the newest first.
+        query: who (or what) asks.
+        history: titles, the newest first; where users are retrieved, some who had taken the item before.
         answers: the first places of the list.
         targets: titles to be found, each with its place from 1, or 0 where it is beyond the list.
     """
 
-    user: str
+    query: str
     history: tuple[str, ...]
     answers: tuple[Answer, ...]
     targets: tuple[tuple[str, int], ...]
@@ -39,7 +39,7 @@ class Example:
 
 def draw_examples(
     evaluation: Evaluation,
-    user: Callable[[int], str],
+    query: Callable[[int], str],
     title: Callable[[int], str],
     history: Callable[[int], Iterable[int]],
     *,
@@ -51,9 +51,9 @@ def draw_examples(
 
     Args:
         evaluation: to draw from.
-        user: display name of a query number.
-        title: display name of an item row.
-        history: item rows of a query's history, the newest first.
+        query: display name of a query number.
+        title: display name of a row of what is retrieved.
+        history: such rows that the query has already, the newest first.
         count: how many queries.
         length: how many places, and at most how many titles of history and targets.
         seed: of the draw.
@@ -67,7 +67,7 @@ def draw_examples(
         best = zip(ranking.items[q, :length].tolist(), ranking.scores[q, :length].tolist(), strict=True)
         examples.append(
             Example(
-                user=user(q),
+                query=query(q),
                 history=tuple(title(item) for item in islice(history(q), length)),
                 answers=tuple(Answer(title(item), score, item in targets) for item, score in best if item >= 0),
                 targets=tuple((title(item), place.get(item, 0)) for item in targets[:length]),

@@ -77,7 +77,7 @@ def page(evaluation: Evaluation, examples: Sequence[Example], provenance: Mappin
         _section("All metrics", _metrics(evaluation)),
         _section("Over the length of the list", _picture(pictures.curves(evaluation), "Recall and NDCG over K")),
         _section("Slices", "".join(_slice(evaluation, s, parts) for s, parts in evaluation.slices.items())),
-        _section("Examples, drawn at random", "".join(map(_example, examples))),
+        _section("Examples, drawn at random", "".join(_example(x, evaluation.task.retrieve) for x in examples)),
         _section("Provenance", _facts(provenance)),
     ]
     return (
@@ -164,7 +164,14 @@ def _slice(e: Evaluation, name: str, parts: Mapping[str, Scores]) -> str:
     )
 
 
-def _example(x: Example) -> str:
+_HEADS = {
+    "items": ("History, the newest first", "Recommended; targets are marked"),
+    "users": ("Taken before by", "Matched; targets are marked"),
+}
+
+
+def _example(x: Example, retrieve: str) -> str:
+    before, now = _HEADS[retrieve]
     answers = _items(
         "ol",
         (
@@ -176,9 +183,9 @@ def _example(x: Example) -> str:
     wanted = _items("ul", (f"{escape(t)} <small>{found.get(p, f'place {p}')}</small>" for t, p in x.targets))
     history = _items("ul", map(escape, x.history))
     return _card(
-        f'<h3>{escape(x.user)}</h3><div class="columns">'
-        f"<div><small>History, the newest first</small>{history}</div>"
-        f"<div><small>Recommended; targets are marked</small>{answers}</div>"
+        f'<h3>{escape(x.query)}</h3><div class="columns">'
+        f"<div><small>{before}</small>{history}</div>"
+        f"<div><small>{now}</small>{answers}</div>"
         f"<div><small>To be found</small>{wanted}</div></div>"
     )
 

@@ -113,18 +113,18 @@ class Evaluation:
         return head | self.scores.to_json() | {"slices": slices}
 
     def save(
-        self, folder: Path, user_ids: pa.Array, item_ids: pa.Array, extra: Mapping[str, Any] | None = None
+        self, folder: Path, query_ids: pa.Array, answer_ids: pa.Array, extra: Mapping[str, Any] | None = None
     ) -> None:
         """Write ``metrics.json``, ``predictions.parquet`` and ``per_query.parquet``, each whole or not at all.
 
-        ``predictions.parquet`` has the columns ``user``, ``rank`` (from 1), ``item`` and ``score``: the top 100 of
-        every query. Where users have several queries, a column tells them apart: ``time``, or ``query``
-        (a running number) where the task has no clock.
+        ``predictions.parquet`` has the columns ``user``, ``rank`` (from 1), ``item`` and ``score`` (``item``, ``rank``,
+        ``user`` and ``score`` where users are retrieved): the top 100 of every query. Where users have several queries,
+        a column tells them apart: ``time``, or ``query`` (a running number) where the task has no clock.
 
         Args:
             folder: made if absent.
-            user_ids: ``[Q]`` external user ids by query.
-            item_ids: external item ids by item row.
+            query_ids: ``[Q]`` external ids of the queries.
+            answer_ids: external ids of what is retrieved, by row.
             extra: more facts for ``metrics.json``, such as whether the run was refitted.
 
         Raises:
@@ -133,37 +133,39 @@ class Evaluation:
         facts = self.to_json()
         if both := facts.keys() & (extra or {}).keys():
             raise ValueError(f"extra repeats {sorted(both)}")
-        if len(user_ids) != len(self.task):
-            raise ValueError(f"{len(user_ids)} user ids for {len(self.task)} queries")
+        if len(query_ids) != len(self.task):
+            raise ValueError(f"{len(query_ids)} ids for {len(self.task)} queries")
         folder.mkdir(parents=True, exist_ok=True)
-        keys = self._keys(user_ids)
+        keys = self._keys(query_ids)
+        found = c.ITEM if self.task.retrieve == "items" else c.USER
         with replacing(folder / "predictions.parquet") as path:
-            _write_predictions(path, keys, self.ranking, item_ids)
+            _write_predictions(path, keys, self.ranking, found, answer_ids)
         with replacing(folder / "per_query.parquet") as path:
             counts = np.diff(self.task.targets.offsets)
             pq.write_table(pa.table({**keys, "targets": counts, **self.per_query}), path)
         with replacing(folder / "metrics.json") as path:  # the last: where it is, the others are
             path.write_text(json.dumps(facts | dict(extra or {}), indent=1, allow_nan=False) + "\n")
 
-    def _keys(self, user_ids: pa.Array) -> dict[str, pa.Array]:
+    def _keys(self, ids: pa.Array) -> dict[str, pa.Array]:
         """Columns of ``[Q]`` rows that tell queries apart."""
+        who = {c.USER if self.task.retrieve == "items" else c.ITEM: ids}
         if self.scores.users is None:
-            return {c.USER: user_ids}
+            return who
         if self.task.time is None:
-            return {c.USER: user_ids, "query": pa.array(np.arange(len(self.task)))}
-        return {c.USER: user_ids, c.TIME: pa.array(self.task.time).cast(pa.timestamp("us", tz="UTC"))}
+            return {**who, "query": pa.array(np.arange(len(self.task)))}
+        return {**who, c.TIME: pa.array(self.task.time).cast(pa.timestamp("us", tz="UTC"))}
 
 
-def _write_predictions(path: Path, keys: Mapping[str, pa.Array], ranking: Ranking, item_ids: pa.Array) -> None:
-    types = {c.RANK: pa.int32(), c.ITEM: item_ids.type, c.SCORE: pa.float32()}
+def _write_predictions(path: Path, keys: Mapping[str, pa.Array], ranking: Ranking, found: str, ids: pa.Array) -> None:
+    types = {c.RANK: pa.int32(), found: ids.type, c.SCORE: pa.float32()}
     schema = pa.schema({**{name: column.type for name, column in keys.items()}, **types})
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, len(ranking.items), _QUERIES):
-            items = ranking.items[start : start + _QUERIES, :DEPTH]
-            query, place = np.nonzero(items >= 0)
+            rows = ranking.items[start : start + _QUERIES, :DEPTH]
+            query, place = np.nonzero(rows >= 0)
             columns = [column.take(pa.array(query + start)) for column in keys.values()]
             columns.append(pa.array(place + 1, pa.int32()))
-            columns.append(item_ids.take(pa.array(items[query, place])))
+            columns.append(ids.take(pa.array(rows[query, place])))
             columns.append(pa.array(ranking.scores[start : start + _QUERIES, :DEPTH][query, place]))
             writer.write_table(pa.table(columns, schema=schema))
 

@@ -1,14 +1,14 @@
 """What an evaluation asks: who wants what, out of which candidates, with what left out.
 
-``Q`` queries, ``N`` candidates. A query is a user (all targets of a split at once) or a single event
-(a user at a moment); which of the two is the dataset's choice, the arrays are the same.
+``Q`` queries, ``N`` candidates. A query is a user (all targets of a split at once), a single event (a user at a
+moment), or, where users are retrieved, an item; which of them is the dataset's choice, the arrays are the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,10 @@ from towers.features import Batch, Ragged
 
 
 class QueryBatches(Protocol):
-    """Query batches in query order: ``Batch`` objects whose ``item`` is ``-1`` and whose ``weight`` is 0."""
+    """Users as model inputs, in order: ``Batch`` objects whose ``item`` is ``-1`` and whose ``weight`` is 0."""
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches, from query 0 to query ``Q - 1``."""
+        """The batches, from the first user to the last."""
         ...
 
     def __len__(self) -> int:
@@ -34,18 +34,19 @@ class Task:
 
     Attributes:
         name: as declared in the dataset (``valid``, ``test``, ``cold`` …).
-        user: ``[Q]`` user row of each query.
-        batches: the same queries as model inputs.
-        targets: ``[Q]`` lists of distinct item rows to be found; never empty.
-        candidates: ``[N]`` sorted item rows that may be ranked.
-        exclude: ``[Q]`` lists of item rows that must not be ranked (earlier splits, say).
+        query: ``[Q]`` row of each query: a user's, or an item's where users are retrieved.
+        batches: the users as model inputs: one for each query, or for each candidate where users are retrieved.
+        targets: ``[Q]`` lists of distinct rows to be found; never empty.
+        candidates: ``[N]`` sorted rows that may be ranked: of items, or of users.
+        exclude: ``[Q]`` lists of rows that must not be ranked (earlier splits, say).
         time: ``[Q]`` microseconds UTC, or None where the log has no clock.
         posted: ``[N]`` first microsecond at which each candidate may be ranked, or None: always.
         expires: ``[N]`` first microsecond at which it may no longer be, or None: never.
+        retrieve: ``items`` for users, or ``users`` for items (matching).
     """
 
     name: str
-    user: NDArray[np.int64]
+    query: NDArray[np.int64]
     batches: QueryBatches
     targets: Ragged
     candidates: NDArray[np.int64]
@@ -53,10 +54,11 @@ class Task:
     time: NDArray[np.int64] | None = None
     posted: NDArray[np.int64] | None = None
     expires: NDArray[np.int64] | None = None
+    retrieve: Literal["items", "users"] = "items"
 
     def __post_init__(self) -> None:
         """Check what every reader of a task relies on."""
-        q, n = len(self.user), len(self.candidates)
+        q, n = len(self.query), len(self.candidates)
         lengths = {
             "targets": (len(self.targets.offsets) - 1, q),
             "exclude": (len(self.exclude.offsets) - 1, q),
@@ -75,4 +77,4 @@ class Task:
 
     def __len__(self) -> int:
         """Number of queries."""
-        return len(self.user)
+        return len(self.query)

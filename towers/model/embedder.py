@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from towers.evaluation.task import Task
 from towers.features import Batch
 from towers.model.aggregation import Aggregation
 from towers.model.history import HistoryInputs
@@ -106,6 +107,12 @@ class Embedder:
     def embed_items(self, rows: Any | None = None) -> Tensor:
         """``[N, D]`` embeddings of item rows, by default all."""
         return torch.cat(list(self.item_blocks(rows)))
+
+    def sides(self, task: Task) -> tuple[Iterable[Tensor], Tensor]:
+        """A task's queries, ``[Q, D]`` in blocks that are made as they are asked for, and candidates ``[N, D]``."""
+        if task.retrieve == "users":
+            return self.item_blocks(task.query), torch.cat(list(self.embed_queries(task.batches)))
+        return self.embed_queries(task.batches), self.embed_items(task.candidates)
 
     def history_table(self) -> Tensor:
         """``[I, H]``: what each item contributes to a history; computed once."""

@@ -233,9 +233,8 @@ class Retrieval(pl.LightningModule):
 
     def validation_step(self, task: Task, index: int) -> None:
         """Rank a whole task and log its metrics."""
-        e = self.embedder()
-        queries, items = e.embed_queries(task.batches), e.embed_items(task.candidates)
-        result = evaluate(task, queries, items, ks=self.ks, metrics=("recall", "ndcg"))
+        queries, candidates = self.embedder().sides(task)
+        result = evaluate(task, queries, candidates, ks=self.ks, metrics=("recall", "ndcg"))
         self.log_dict(result.flat(task.name), batch_size=1, on_step=False, on_epoch=True, sync_dist=True)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -60,10 +60,13 @@ class Fitted:
     users: Features
 
     def scorer(self, task: Task) -> WideProducts:
-        """Scores of a task's queries against its candidates."""
+        """Scores of a task's queries against its candidates: the same products, whichever side asks."""
         blocks = [self.baseline.queries(self.state, batch, self.users) for batch in task.batches]
-        stacked = sparse.vstack(blocks, format="csr") if sparse.issparse(blocks[0]) else np.concatenate(blocks)
-        return WideProducts(stacked, self.baseline.items(self.state, task.candidates))
+        users = sparse.vstack(blocks, format="csr") if sparse.issparse(blocks[0]) else np.concatenate(blocks)
+        if task.retrieve == "items":
+            return WideProducts(users, self.baseline.items(self.state, task.candidates))
+        items = self.baseline.items(self.state, task.query).T
+        return WideProducts(items.tocsr() if sparse.issparse(items) else items, users.T)
 
 
 def save(state: State, path: Path) -> None:
