@@ -3,6 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.model.helpers import full_model
+from towers.errors import ConfigError
+from towers.index.towers_onnx import export_user_tower
 from towers.model.history import HistoryInputs, HistoryPooling, HistorySettings
 from towers.model.sequence import SequenceSettings
 
@@ -167,3 +170,50 @@ def test_an_encoder_is_added_at_its_weight_or_stands_alone(block: str) -> None:
         assert torch.equal(p(none)[0], p.no_history)
         p(h)[1].sum().backward()
         assert all(w.grad is None or w.grad.isfinite().all() for w in p.parameters())
+
+
+@pytest.mark.parametrize(
+    ("gamma", "expected"),
+    [(1.0, [0.25, 0.75, 0.0]), (0.0, [1.0, 3.0, 0.0]), (0.5, [0.5, 1.5, 0.0]), (2.0, [1 / 16, 3 / 16, 0.0])],
+)
+def test_a_history_is_divided_by_a_power_of_its_summed_weights(gamma: float, expected: list[float]) -> None:
+    """Weights 1 and 3: (v_1 + 3 v_2) / 4^γ, whether the vectors are given or looked up."""
+    p = HistoryPooling(HistorySettings(length_power=gamma), 3, n_actions=2)
+    with torch.no_grad():
+        p.action_logit.weight[:, 0] = torch.tensor([1.0, 3.0]).log()
+    h = HistoryInputs(
+        torch.eye(3)[None], torch.tensor([[True, True, False]]), torch.tensor([[0, 1, 1]]), torch.zeros(1, 3)
+    )
+    by_rows = h._replace(vectors=torch.eye(3), rows=torch.tensor([[0, 1, 2]]))
+    for history in (h, by_rows):
+        torch.testing.assert_close(p(history)[0], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("kind", ["mean", "decay", "lags"])
+@pytest.mark.parametrize("gamma", [0.3, 1.0, 1.8])
+def test_the_power_learns_and_empty_histories_stay_finite(kind: str, gamma: float) -> None:
+    p = HistoryPooling(HistorySettings(pooling=kind, length=4, length_power=gamma), 3, n_actions=2)  # type: ignore[arg-type]
+    out = p(inputs([[1, 1, 1], [0, 0, 0], [1, 1, 0]]))
+    assert torch.equal(out[1], p.no_history)
+    out.square().sum().backward()
+    assert p.length_power is not None
+    assert p.length_power.grad is not None
+    assert p.length_power.grad != 0
+    assert all(w.grad is None or w.grad.isfinite().all() for w in p.parameters())
+
+
+def test_without_a_power_the_longest_history_is_no_longer_than_its_events() -> None:
+    same = HistoryInputs(
+        torch.ones(1, 9, 3), torch.ones(1, 9, dtype=torch.bool), torch.zeros(1, 9, dtype=torch.long), torch.zeros(1, 9)
+    )
+    mean, root = (HistoryPooling(HistorySettings(length_power=g), 3, n_actions=1) for g in (None, 0.5))
+    torch.testing.assert_close(mean(same), torch.ones(1, 3))
+    torch.testing.assert_close(root(same), torch.full((1, 3), 3.0))
+
+
+def test_the_tower_with_a_power_of_length_is_exported() -> None:
+    for kind in ("mean", "decay", "lags"):
+        model = full_model(history=HistorySettings(pooling=kind, length=4, length_power=0.6))  # type: ignore[arg-type]
+        export_user_tower(model)  # checks parity, empty histories included
+    with pytest.raises(ConfigError, match=r"length_power is of the poolings mean, decay and lags, not of attention"):
+        full_model(history=HistorySettings(pooling="attention", length_power=0.6))

@@ -3,6 +3,7 @@
 Shapes: ``B`` users, ``L`` history length, ``H`` width of what an item contributes, ``K`` heads.
 
     h = Σ_l w_l v_l                      ``pooling``: w is a masked softmax over the events
+    h = Σ_l u_l v_l / (Σ_l u_l)^γ        with ``length_power``: u before it is made to add up to 1
     h = Σ_l w_l v_l + c · s(v_1 … v_L)   with a sequence encoder ``s`` beside it, at a learned weight c
     h = s(v_1 … v_L)                     ``pooling: sequence``
 """
@@ -40,6 +41,10 @@ class HistorySettings:
             encoders of its own there. Separate where what follows an item is not what resembles it.
         length: positions with weights of their own (lags, attention); older events share the last one's.
         lag_decay: ``lags`` starts with weights that fall by this factor from each position to the next; 1: equal.
+        length_power: γ of ``mean``, ``decay`` and ``lags`` when training starts, learned from there; None: 1, a mean.
+            Below 1, a long history makes a long vector: the model is surer of a user of whom it knows more, and her
+            history outweighs her features where both are summed. Use it with a dot product; a cosine of the history
+            alone undoes it.
         heads: of the attention.
         dropout: share of the vector's entries that are dropped in training.
         event_dropout: share of the events that are left out in training, anew in each step.
@@ -52,6 +57,7 @@ class HistorySettings:
     table: Literal["shared", "separate"] = "shared"
     length: int = 50
     lag_decay: float = 1.0
+    length_power: float | None = None
     heads: int = 2
     dropout: float = 0.0
     event_dropout: float = 0.0
@@ -105,6 +111,9 @@ class HistoryPooling(nn.Module):
             self.action_logit = nn.Embedding(n_actions, self.heads)
             nn.init.zeros_(self.action_logit.weight)
         self.fold_in = FoldIn(dim) if self.kind == "ridge" else None
+        self.length_power: nn.Parameter | None = None
+        if settings.length_power is not None:
+            self.length_power = nn.Parameter(torch.tensor(settings.length_power))
         if self.kind == "decay":
             self.rates = nn.Parameter(torch.tensor([-2.0, -2.0]))  # before softplus: per position, per unit of age
         if self.kind in ("lags", "attention"):
@@ -146,11 +155,20 @@ class HistoryPooling(nn.Module):
             out: Tensor = self.out((weight.transpose(1, 2) @ history.gathered()).flatten(1))  # [B, K·H]
             return out
         weight = weight.squeeze(-1)
+        if self.length_power is not None:
+            weight = weight * self._by_length(logits, history.mask)
         if history.rows is not None:
             bags: Tensor = F.embedding_bag(history.rows, history.vectors, mode="sum", per_sample_weights=weight)
             return bags
         pooled: Tensor = (weight.unsqueeze(1) @ history.gathered()).squeeze(1)
         return pooled
+
+    def _by_length(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """``[B, 1]``: (Σ u)^(1 - γ), which turns the mean Σ u v / Σ u into Σ u v / (Σ u)^γ."""
+        assert self.length_power is not None
+        total = logits.squeeze(-1).logsumexp(dim=1, keepdim=True)
+        out: Tensor = ((1 - self.length_power) * total.where(mask.any(dim=1, keepdim=True), 0.0)).exp()
+        return out
 
     def logits(self, history: HistoryInputs) -> Tensor:
         """``[B, L, K]`` log-weights of the events, up to a constant for each user and head."""

@@ -297,6 +297,8 @@ def _history_problems(
     shares = {k: getattr(h, k) for k in ("dropout", "event_dropout", "history_dropout")}
     shares["sequence.dropout"] = s.dropout
     out += [f"model.history.{k} is {v}; set it to at least 0 and below 1" for k, v in shares.items() if not 0 <= v < 1]
+    if h.length_power is not None and h.pooling not in ("mean", "decay", "lags"):
+        out.append(f"model.history.length_power is of the poolings mean, decay and lags, not of {h.pooling}; set it to null")
     if not h.lag_decay > 0:
         out.append(f"model.history.lag_decay is {h.lag_decay}; set it above 0")
     if h.pooling == "sequence" and s.block == "none":
