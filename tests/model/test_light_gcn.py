@@ -277,7 +277,7 @@ def test_rows_that_share_an_id_cannot_be_nodes() -> None:
 
 
 def test_prefixes_of_the_vectors() -> None:
-    m, users, items = model(random_log(4))
+    m, users, _ = model(random_log(4))
     whole = m.embed_users(every(users, USERS))
     m.truncate(2)
     assert torch.equal(m.embed_users(every(users, USERS)), whole[:, :2])

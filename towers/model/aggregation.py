@@ -67,5 +67,5 @@ class Aggregation:
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """``[I, D]`` → ``[I, D]``, not normalised."""
-        near = self.graph.to(vectors.device)(vectors)
+        near = self.graph.to(vectors.device).sums(vectors)
         return vectors + self.weight.to(vectors.device) * (near - vectors)

@@ -43,7 +43,7 @@ class Graph(nn.Module):
         if torch.is_grad_enabled() and x.requires_grad:
             if not self.symmetric:
                 raise NotImplementedError("only sums over a symmetric graph have a gradient")
-            out: Tensor = _SymmetricSum.apply(x, self)
+            out: Tensor = _SymmetricSum.apply(x, self)  # type: ignore[no-untyped-call]
             return out
         return self.sums(x)
 

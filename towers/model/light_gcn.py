@@ -103,6 +103,7 @@ class LightGCN(RetrievalModel):
         self.similarity = similarity or Similarity()
         self.user_inputs, self.item_inputs = Inputs(self.user_infos, user, dim), Inputs(self.item_infos, item, dim)
         self.graph: Graph | None = None
+        self.ids: dict[str, str] = {}  # names of the ids, by side
         self._step: tuple[list[int], Propagated] | None = None  # with gradients, until they have flowed back
         self._weights: list[int] = []  # versions of the weights from which the buffers were made
         for name in Propagated._fields:
@@ -124,8 +125,10 @@ class LightGCN(RetrievalModel):
         for side, infos, table in (("user", self.user_infos, users), ("item", self.item_infos, items)):
             name = own_id(infos, table)
             if name is None:
-                raise ConfigError(f"LightGCN needs an id that no two {side}s share, and reads {[i.name for i in infos]}")
-            setattr(self, f"{side}_id", name)
+                raise ConfigError(
+                    f"LightGCN needs an id that no two {side}s share, and reads {[i.name for i in infos]}"
+                )
+            self.ids[side] = name
             ids = table.column(name).long().cpu()
             size = next(i.cardinality for i in infos if i.name == name)
             row = torch.full((size,), -1)
@@ -150,8 +153,7 @@ class LightGCN(RetrievalModel):
         action: Tensor | None = None,
     ) -> Tensor:
         """``[B, D]``: the propagated vectors of known users; others are folded in."""
-        every = self._propagated().users
-        row = self.get_buffer("user_row")[features[self.user_id].long()]
+        every, row = self._propagated().users, self._row("user", features)
         other = self.user_inputs(features) / (self.layers + 1)
         if history is not None:
             events = history.mask.to(other.dtype)
@@ -164,14 +166,12 @@ class LightGCN(RetrievalModel):
 
     def embed_items(self, features: Mapping[str, Tensor]) -> Tensor:
         """``[N, D]``: the propagated vectors of known items; others have their content."""
-        every = self._propagated().items
-        row = self.get_buffer("item_row")[features[self.item_id].long()]
+        every, row = self._propagated().items, self._row("item", features)
         return self._chosen(row, every, self.item_inputs(features) / (self.layers + 1))
 
     def history_inputs(self, features: Mapping[str, Tensor]) -> Tensor:
         """``[N, D]``: what items contribute to a user whom the graph does not know."""
-        every = self._propagated().history
-        row = self.get_buffer("item_row")[features[self.item_id].long()].unsqueeze(1)
+        every, row = self._propagated().history, self._row("item", features).unsqueeze(1)
         share = self.item_inputs(features) * (min(self.layers, 1) / (self.layers + 1))
         return torch.where(row >= 0, F.embedding(row.squeeze(1).clamp(min=0), every), share)
 
@@ -188,6 +188,10 @@ class LightGCN(RetrievalModel):
             with torch.no_grad():
                 self._propagated()
         return self
+
+    def _row(self, side: str, features: Mapping[str, Tensor]) -> Tensor:
+        """``[n]`` rows of the graph, -1 for an id that it does not know."""
+        return self.get_buffer(f"{side}_row")[features[self.ids[side]].long()]
 
     def _chosen(self, row: Tensor, every: Tensor, other: Tensor) -> Tensor:
         """Each row's vector, or where it is -1 the ``other``."""
@@ -214,7 +218,7 @@ class LightGCN(RetrievalModel):
         i = {name: self.items.column(name) for name in self.items.names}
         layer = torch.cat([self.user_inputs(u), self.item_inputs(i)])
         if layer.requires_grad:
-            layer.register_hook(self._forget)
+            layer.register_hook(self._forget)  # type: ignore[no-untyped-call]
         below = torch.zeros_like(layer)
         for _ in range(self.layers):
             below, layer = below + layer, graph(layer)

@@ -1,8 +1,9 @@
 """Tf-idf smoothed by co-clicks: concepts stand for the concepts that the same users click.
 
-Shapes: ``U`` users, ``I`` items, ``V`` values of all features end to end. ``Y [U, V]``: values of the items a user clicked.
+Shapes: ``U`` users, ``I`` items, ``V`` values of all features end to end. ``Y [U, V]``: which values stand in the
+items that a user clicked; ``n_u``, ``n_w``: entries of its rows and columns.
 
-    score = h (1 + β S) c,     S_vw ∝ Σ_u n_u^-a y_uv y_uw n_w^-c,   Σ_w S_vw = 1,   S_vv = 0      (h, c as in ``tfidf``)
+    score = h (1 + β S) c,     S_vw ∝ Σ_u n_u^-a y_uv y_uw n_w^-c,   Σ_w S_vw = 1,   S_vv = 0      (h, c: see ``tfidf``)
 """
 
 from __future__ import annotations
