@@ -29,6 +29,7 @@ MODELS = {
     "sequence_knn": [],
     "ease": ["model.regularisation=10"],
     "tfidf": ["model.features={title: 1.0, place*skills: 0.5}"],
+    "coclick_tfidf": ["model.features={skills: 1.0}"],
     "kernel_ridge": ["model.features={skills: 1.0}"],
 }
 

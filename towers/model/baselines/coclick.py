@@ -33,7 +33,7 @@ class CoclickTfidf(Tfidf):
     the place of documents.
     """
 
-    smoothing: float = 2.0
+    smoothing: float = 4.0
     """``β``: weight of all that goes together with a concept, beside 1 for the concept itself."""
     user_power: float = 1.0
     """``a``: the larger, the less users with many concepts count."""
@@ -41,6 +41,11 @@ class CoclickTfidf(Tfidf):
     """``c``: the larger, the less frequent concepts are recommended."""
     neighbours: int | None = 150
     """Concepts that keep so many others that lead to them; null: all."""
+
+    @property
+    def instead(self) -> str:
+        """The same in fewer dimensions, of the heaviest feature."""
+        return self.short("coclick")
 
     def fit(self, log: Interactions, progress: Progress) -> State:
         """Weighted bags of all items, and the matrix ``S`` of their values.

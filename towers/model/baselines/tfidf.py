@@ -44,10 +44,14 @@ class Tfidf(HistoryBaseline):
     @property
     def instead(self) -> str:
         """The match of the heaviest feature, in fewer dimensions."""
+        return self.short("lsa")
+
+    def short(self, init: str) -> str:
+        """Settings of ``train.py`` for a closed form of the heaviest feature."""
         weights = self.features or {"title": 1.0}
         name = max(weights, key=lambda f: weights[f]).split("*")[-1]
         return (
-            f"model=hybrid 'model.item.include=[{name}]' model.item.id_dropout=0 init=lsa init.item={name} "
+            f"model=hybrid 'model.item.include=[{name}]' model.item.id_dropout=0 init={init} init.item={name} "
             "trainer.max_epochs=0"
         )
 
