@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from data import market, melo
+from data import market, melo, mixed
 from data.market import MarketConfig
 from data.prepare import is_current, prepare
 from data.prepared import PreparedDataset
@@ -87,6 +87,7 @@ def _alone(target: Path) -> Iterator[None]:
 _GENERATORS: dict[str, tuple[Any, Any, str]] = {
     "market": (MarketConfig, market.generate, "market.json"),
     "melo": (melo.MeloConfig, melo.generate, melo.RECORD),
+    "mixed": (mixed.MixedConfig, mixed.generate, mixed.RECORD),
 }
 
 

@@ -3,6 +3,8 @@
 Shapes: ``B`` users, ``N`` items, ``D = Σ D_k`` width, ``H = Σ H_k`` width of a history input, ``K`` blocks.
 
     query = [w_1 q_1 … w_K q_K]      candidate = [c_1 … c_K]      ⟨query, candidate⟩ = Σ w_k ⟨q_k, c_k⟩
+
+With a calibration, both have one dimension more outside training (see ``calibration``).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from towers.errors import ConfigError
 from towers.features import FeatureInfo
+from towers.model.calibration import Calibration, CalibrationSettings
 from towers.model.history import HistoryInputs
 from towers.model.similarity import Similarity
 from towers.model.two_tower import RetrievalModel, TwoTower
@@ -35,11 +38,12 @@ class Blocks(RetrievalModel):
         weights: the weight of each block at the start, by default 1; learned from there.
         apart: blocks that stay as their ``init`` made them and join outside training only. The others are trained as if
             they were alone: what a closed form knows of the training events already would leave them nothing to learn.
+        calibration: of new items against known ones, outside training; None: as the blocks score them.
         similarity: of the whole, a dot product; a block may be a cosine of its own.
 
     Raises:
         ConfigError: no blocks, weights that are not positive or name no block, or a cosine of the whole; ``apart`` that
-            names no block, or all.
+            names no block, or all; a calibration without an id to know new items by.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Blocks(RetrievalModel):
         blocks: Mapping[str, Callable[..., TwoTower]],
         weights: Mapping[str, float] | None = None,
         apart: Sequence[str] = (),
+        calibration: CalibrationSettings | None = None,
         similarity: Similarity | None = None,
     ) -> None:
         super().__init__()
@@ -72,11 +77,12 @@ class Blocks(RetrievalModel):
             self.block(name).requires_grad_(False)
         parts = [self.block(name) for name in self.names]
         self.n_actions = n_actions
-        self.dim = sum(p.dim for p in parts)
+        self.dim = sum(p.dim for p in parts) + (calibration is not None)
         self.history_dim = sum(p.history_dim for p in parts)
         self.user_infos = _union(p.user_infos for p in parts)
         self.item_infos = _union(p.item_infos for p in parts)
         self.context_infos = _union(p.context_infos for p in parts)
+        self.calibration = None if calibration is None else Calibration(calibration, self.item_infos)
 
     def block(self, name: str) -> TwoTower:
         """A block by name.
@@ -108,11 +114,13 @@ class Blocks(RetrievalModel):
             * p.embed_users(_some(features, p.user_features), h, _some(context, p.context_features), action)
             for (k, p), h in zip(parts, seen, strict=True)
         ]
-        return torch.cat(out, dim=-1)
+        query = torch.cat(out, dim=-1)
+        return query if self.calibration is None or self.training else self.calibration.users(query)
 
     def embed_items(self, features: Mapping[str, Tensor]) -> Tensor:
         """``[N, D]``: the blocks' candidates."""
-        return torch.cat([p.embed_items(_some(features, p.item_features)) for _, p in self._parts()], dim=-1)
+        vectors = torch.cat([p.embed_items(_some(features, p.item_features)) for _, p in self._parts()], dim=-1)
+        return vectors if self.calibration is None or self.training else self.calibration.items(vectors, features)
 
     def history_inputs(self, features: Mapping[str, Tensor]) -> Tensor:
         """``[N, H]``: what the blocks' items contribute."""
