@@ -14,6 +14,7 @@ from torch import Tensor
 
 from towers.features import Batch
 from towers.model import logits
+from towers.model.heads import Heads
 from towers.model.mixture import MixtureOfLogits
 from towers.model.negatives import Negatives
 from towers.model.similarity import Similarity
@@ -52,6 +53,7 @@ class Contrast:
         own: negatives of each example's own, such as mined ones.
         shown: what else each user was shown when she chose the positive, and left.
         mixture: scores pairs instead of the inner product, if given.
+        bias: ``[B]``, added to all scores of an example, if given; corrections come after it.
     """
 
     batch: Batch
@@ -67,6 +69,7 @@ class Contrast:
     own: Own | None = None
     shown: Own | None = None
     mixture: MixtureOfLogits | None = None
+    bias: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -88,7 +91,7 @@ class Contrast:
         """``[B, end - start]``: logits of a part of the shared candidates."""
         part = slice(start, end)
         score = logits.candidate_scores if self.mixture is None else self.mixture.shared
-        s = score(self.query, self.candidates[part])
+        s = self._biased(score(self.query, self.candidates[part]))
         if self.corrected:
             s = logits.correct_log_q(s, self.draw.log_q[part])
         live = None
@@ -108,7 +111,8 @@ class Contrast:
         """``[B]``, without a correction."""
         if self.mixture is not None:
             return self.mixture.own(self.query, self.positive.unsqueeze(1)).squeeze(1)
-        return logits.positive_scores(self.query, self.positive)
+        s = logits.positive_scores(self.query, self.positive)
+        return s if self.bias is None else s + self.bias
 
     def shown_scores(self) -> Tensor:
         """``[B, M]``, ``-inf`` where masked: what was shown and not chosen. Nobody drew it, nothing is to correct."""
@@ -117,8 +121,11 @@ class Contrast:
     def _of_own(self, own: Own | None, corrected: bool) -> Tensor:
         if own is None:
             return self.query.new_empty((len(self.batch), 0), dtype=torch.float32)
-        s = (logits.own_scores if self.mixture is None else self.mixture.own)(self.query, own.vectors)
+        s = self._biased((logits.own_scores if self.mixture is None else self.mixture.own)(self.query, own.vectors))
         return logits.mask(logits.correct_log_q(s, own.log_q) if corrected and own.log_q is not None else s, own.masked)
+
+    def _biased(self, scores: Tensor) -> Tensor:
+        return scores if self.bias is None else scores + self.bias.unsqueeze(1)
 
     def other_positives(self) -> tuple[Tensor, Tensor]:
         """``[P]`` examples and ``[P]`` columns: known positives of the example's user that the draw happens to hold."""
@@ -128,9 +135,13 @@ class Contrast:
         other = column != self.columns[self.batch.item][row]
         return row[other], column[other]
 
-    def cool(self, similarity: Similarity) -> Contrast:
-        """The same with queries divided by the temperature."""
-        return replace(self, query=similarity.cool(self.query))
+    def cool(self, similarity: Similarity, heads: Heads | None = None) -> Contrast:
+        """The same with queries divided by the temperature, scaled and biased by the calibration of their actions."""
+        query = similarity.cool(self.query)
+        if heads is None or heads.calibration is None:
+            return replace(self, query=query)
+        scale, bias = heads.calibration(self.batch.action)
+        return replace(self, query=query * scale.unsqueeze(1), bias=bias)
 
     def prefix(self, dim: int, similarity: Similarity) -> Contrast:
         """The same with the first ``dim`` dimensions of all vectors, normalised again."""

@@ -161,7 +161,7 @@ class Retrieval(pl.LightningModule):
         )
 
     def _loss(self, contrast: Contrast) -> Tensor:
-        c = contrast.cool(self.model.similarity)
+        c = contrast.cool(self.model.similarity, self.model.heads)
         if isinstance(self.loss, VectorLoss):
             loss = self.loss(c)
         else:

@@ -29,6 +29,7 @@ class RetrievalModel(nn.Module):
         n_actions: number of action codes in histories.
         similarity: what the inner product of the two sides means.
         user_infos: the user features that are read; ``item_infos`` and ``context_infos`` likewise.
+        heads: queries and calibrations of actions, in training, or None.
         mixture: a second stage that orders anew what the inner product retrieves, or None.
     """
 
@@ -42,6 +43,7 @@ class RetrievalModel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.heads: Heads | None = None
         self.mixture: MixtureOfLogits | None = None
 
     @property
