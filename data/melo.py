@@ -7,6 +7,7 @@ of results can say what its model has seen::
 
     strict.parquet    titles of one O*NET occupation, of occupations that no query is about
     titles.parquet    of all occupations: alternate titles of what is asked for are known, the crosswalk is not
+    aliases.parquet   what else the occupation of a query is called: the query's history
     concepts.parquet  and labels of one ESCO concept: the grouping of the corpus is known besides
     valid.parquet     a third of the queries, by hash, to choose settings by
     test.parquet      the other queries
@@ -30,8 +31,9 @@ import pyarrow.parquet as pq
 from data.writer import atomic_folder, write_json
 from towers.errors import ConfigError, DataError
 
+_MATCH, _ALIAS = "match", "alias"  # actions
 Groups = Mapping[str, list[str]]  # name → titles of one meaning
-RECORD = "melo.json"
+RECORD = "melo-2.json"  # files of version 1 lack actions and aliases
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,19 @@ def generate(config: MeloConfig, folder: Path, progress: Callable[[str, float], 
             progress("pairing titles", 0.2 + 0.2 * i)
             rng = np.random.default_rng(config.seed)
             pq.write_table(_pairs(groups, {**own, **ids}, config.partners, rng), out / f"{name}.parquet")
+        asking = zip(queries["qid"].to_pylist(), queries["text"].to_pylist(), strict=True)
+        aliases = {qid: _others(occupations[codes[text]], text) for qid, text in asking if text in codes}
+        pq.write_table(_aliases(aliases, ids), out / "aliases.parquet")
         progress("writing queries and items", 0.9)
         texts = dict(zip(queries["qid"].to_pylist(), queries["text"].to_pylist(), strict=True))
         held = pa.array([crc32(q.encode()) % config.valid == 0 for q in truth["qid"].to_pylist()])
         rows = pa.table(
-            {"user": truth["qid"], "query": [texts[q] for q in truth["qid"].to_pylist()], "item": truth["cid"]}
+            {
+                "user": truth["qid"],
+                "query": [texts[q] for q in truth["qid"].to_pylist()],
+                "item": truth["cid"],
+                "action": [_MATCH] * len(truth),
+            }
         )
         pq.write_table(rows.filter(held), out / "valid.parquet")
         pq.write_table(rows.filter(pc.invert(held)), out / "test.parquet")
@@ -156,7 +166,19 @@ def _pairs(groups: Groups, ids: Mapping[str, str], partners: int, rng: np.random
                 users.append(name)
                 queries.append(title)
                 items.append(ids[titles[j]])
-    return pa.table({"user": users, "query": queries, "item": items})
+    return pa.table({"user": users, "query": queries, "item": items, "action": [_MATCH] * len(users)})
+
+
+def _others(titles: list[str], own: str) -> list[str]:
+    return [t for t in titles if t != own]
+
+
+def _aliases(aliases: Groups, ids: Mapping[str, str]) -> pa.Table:
+    """Each query's other titles as events of its own, which nobody asked for and nothing is learnt from."""
+    users = [qid for qid, titles in aliases.items() for _ in titles]
+    nothing = pa.nulls(len(users), pa.string())
+    items = [ids[t] for titles in aliases.values() for t in titles]
+    return pa.table({"user": users, "query": nothing, "item": items, "action": [_ALIAS] * len(users)})
 
 
 def _items(corpus: pa.Table, titles: Mapping[str, str]) -> pa.Table:

@@ -89,6 +89,15 @@ def test_concepts_are_learnt_from_besides_but_never_the_crosswalk(made: dict[str
         assert not any(("label" in q) != ("label" in i) for _, q, i in texts(made, name))
 
 
+def test_aliases_are_what_else_the_occupation_of_a_query_is_called(made: dict[str, Any]) -> None:
+    rows = texts(made, "aliases")
+    assert len(set(rows)) == len(rows) == 30 * 5, "four alternate titles and a short one; its own is the query"
+    assert all(number(title) == int(query[1:]) and "Title" not in title for query, _, title in rows)
+    assert {r["query"] for r in made["aliases"]} == {None}
+    assert {r["action"] for r in made["aliases"]} == {"alias"}
+    assert {r["action"] for name in ("strict", "titles", "concepts", "valid", "test") for r in made[name]} == {"match"}
+
+
 def test_queries_are_divided_by_hash_and_ask_for_their_labels(made: dict[str, Any]) -> None:
     held = {q for q in QUERIES if crc32(q.encode()) % 3 == 0}
     assert {r["user"] for r in made["valid"]} == held

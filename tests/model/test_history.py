@@ -97,6 +97,16 @@ def test_lag_weights_are_those_of_the_positions() -> None:
     assert torch.allclose(p(h)[0], torch.tensor([8.0, 4, 2, 1, 1, 1]) / 17, atol=1e-6)
 
 
+def test_nothing_may_say_nothing_and_stay_so() -> None:
+    p = HistoryPooling(HistorySettings("mean", nothing="zero"), 3, 1)
+    h = inputs([[1, 1], [0, 0]])
+    out = p(h)
+    out.sum().backward()
+    assert out[1].tolist() == [0.0, 0.0, 0.0]
+    assert torch.allclose(out[0], h.vectors[0].mean(0))
+    assert p.no_history.grad is None
+
+
 def test_an_action_weighs_what_it_has_learned() -> None:
     p = pooling("mean", jitter=False)
     with torch.no_grad():

@@ -50,6 +50,8 @@ class HistorySettings:
         event_dropout: share of the events that are left out in training, anew in each step.
         history_dropout: share of the histories that are left out as a whole in training, so that a user without any is
             something that the model has seen. Use it where new users or bare queries are to be served.
+        nothing: what a history without events becomes: ``learned``, a vector; ``zero``: it says nothing, for users who
+            are known by something else (a query) and whose history, if there is any, only adds to it.
         sequence: an encoder of the sequence, added to the pooled vector.
     """
 
@@ -62,6 +64,7 @@ class HistorySettings:
     dropout: float = 0.0
     event_dropout: float = 0.0
     history_dropout: float = 0.0
+    nothing: Literal["learned", "zero"] = "learned"
     sequence: SequenceSettings = field(default_factory=SequenceSettings)
 
 
@@ -91,7 +94,7 @@ class HistoryPooling(nn.Module):
     application says more than a view. All weights start at the mean (``decay``: a gentle fall; ``lags``: as
     ``lag_decay`` says).
 
-    A history without events becomes a learned vector, never NaN, and padding changes nothing.
+    A history without events becomes a learned vector or zero, never NaN, and padding changes nothing.
 
     Args:
         settings: see ``HistorySettings``.
@@ -107,6 +110,8 @@ class HistoryPooling(nn.Module):
         self.n_actions = n_actions
         self.drop = (settings.event_dropout, settings.history_dropout)
         self.no_history = nn.Parameter(torch.randn(dim) * dim**-0.5)
+        if settings.nothing == "zero":
+            nn.init.zeros_(self.no_history.requires_grad_(False))
         if self.kind != "sequence":
             self.action_logit = nn.Embedding(n_actions, self.heads)
             nn.init.zeros_(self.action_logit.weight)

@@ -290,6 +290,7 @@ def _history_problems(
     choices = {
         "pooling": (h.pooling, ("none", "mean", "decay", "lags", "attention", "ridge", "sequence")),
         "table": (h.table, ("shared", "separate")),
+        "nothing": (h.nothing, ("learned", "zero")),
         "sequence.block": (s.block, ("none", "sasrec", "ligr", "hstu")),
     }
     out += [f"model.history.{k} is {v!r}; set it to one of {list(c)}" for k, (v, c) in choices.items() if v not in c]

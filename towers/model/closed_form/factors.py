@@ -94,7 +94,8 @@ def assign(model: TwoTower, factors: Factors, items: FeatureTable) -> None:
         history = factors.item if folds_in or factors.history is None else factors.history
         _fill(model.history_item_inputs, name, history, factors.item_bags, items)
     # What candidates have in common. Not zero: a cosine's slope there is without bound, and training would take it.
-    pooling.no_history.copy_(factors.item.mean(0))
+    if pooling.no_history.requires_grad:
+        pooling.no_history.copy_(factors.item.mean(0))
 
 
 def _problems(model: TwoTower, factors: Factors, items: FeatureTable) -> list[str]:
