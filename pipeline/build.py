@@ -6,22 +6,30 @@ from typing import Any
 
 import hydra.utils
 import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
+from data.batches import QueryBatches
 from data.module import RetrievalData
 from data.prepared import PreparedDataset
 from data.settings import strict
+from data.training_queries import training_queries
 from pipeline.console import progress
 from towers.errors import ConfigError
 from towers.model.aggregation import Aggregation, AggregationSettings
 from towers.model.baselines.baseline import Baseline
 from towers.model.blocks import Blocks
+from towers.model.closed_form.balance import balance
 from towers.model.closed_form.factors import assign
 from towers.model.closed_form.interactions import Interactions
+from towers.model.embedder import Embedder
 from towers.model.light_gcn import LightGCN
 from towers.model.module import Retrieval, TrainingData
 from towers.model.tables import FeatureTable
 from towers.model.two_tower import RetrievalModel, TwoTower
+
+_SAMPLE = 2048  # users from whom the spread of scores is measured
 
 
 def datamodule(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
@@ -87,7 +95,16 @@ def initialise(config: DictConfig, module: Retrieval, dataset: PreparedDataset) 
         with progress("initialise") as tell:
             factors = hydra.utils.instantiate(init)(known, part.dim, progress=tell)
         assign(part, factors, module.items.select(part.item_features))
+    if isinstance(module.model, Blocks) and module.model.balanced:
+        users = training_queries(dataset, _SAMPLE, config.seed)
+        balance(module.model, lambda part: _embedded(part, module, users))
     return True
+
+
+def _embedded(part: TwoTower, module: Retrieval, users: QueryBatches) -> tuple[Tensor, Tensor]:
+    """``[B, D]`` queries and ``[I, D]`` candidates of a block."""
+    embedder = Embedder(part, module.users, module.items, contexts=module.contexts)
+    return torch.cat(list(embedder.embed_queries(users))), embedder.embed_items()
 
 
 def _initialised(config: DictConfig, model: RetrievalModel) -> list[tuple[TwoTower, DictConfig]]:
@@ -98,8 +115,9 @@ def _initialised(config: DictConfig, model: RetrievalModel) -> list[tuple[TwoTow
         if "_target_" in config.init:
             raise ConfigError("init must say which block it is for: /init@init.BLOCK in the experiment's defaults")
         named = [(model.block(str(name)), init) for name, init in config.init.items()]
+    elif not isinstance(model, TwoTower):
+        raise ConfigError(f"init writes the tables of two towers, and model is a {type(model).__name__}; set init=null")
     else:
-        assert isinstance(model, TwoTower)
         named = [(model, config.init)]
     for _, init in named:
         if "_target_" not in init:

@@ -36,6 +36,8 @@ class Blocks(RetrievalModel):
         n_actions: number of action codes in histories.
         blocks: what makes each block, by name; the arguments are those above.
         weights: the weight of each block at the start, by default 1; learned from there.
+        balanced: weights are those of scores with a spread of 1, to which scores are brought once ``init`` has
+            made them (see ``closed_form.balance``): the same weights then suit other data and widths.
         apart: blocks that stay as their ``init`` made them and join outside training only. The others are trained as if
             they were alone: what a closed form knows of the training events already would leave them nothing to learn.
         calibration: of new items against known ones, outside training; None: as the blocks score them.
@@ -55,6 +57,7 @@ class Blocks(RetrievalModel):
         *,
         blocks: Mapping[str, Callable[..., TwoTower]],
         weights: Mapping[str, float] | None = None,
+        balanced: bool = False,
         apart: Sequence[str] = (),
         calibration: CalibrationSettings | None = None,
         similarity: Similarity | None = None,
@@ -72,7 +75,7 @@ class Blocks(RetrievalModel):
         self.names = tuple(blocks)
         self.blocks = nn.ModuleList(make(user_infos, item_infos, context_infos, n_actions) for make in blocks.values())
         self.log_weight = nn.Parameter(torch.tensor([float(weights.get(n, 1.0)) for n in blocks]).log())
-        self.apart = frozenset(apart)
+        self.balanced, self.apart = balanced, frozenset(apart)
         for name in self.apart:
             self.block(name).requires_grad_(False)
         parts = [self.block(name) for name in self.names]
