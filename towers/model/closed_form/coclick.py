@@ -30,7 +30,7 @@ def coclick(
     dim: int,
     *,
     item: str,
-    smoothing: float = 1.0,
+    smoothing: float = 2.0,
     user_power: float = 1.0,
     leading: float = 0.125,
     idf_power: float = 1.5,
