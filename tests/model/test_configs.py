@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from tests.model.helpers import infos
+from towers.errors import ConfigError
 from towers.index.towers_onnx import export_item_tower
 from towers.model.two_tower import RetrievalModel
 
@@ -24,7 +25,7 @@ def build(name: str, *overrides: str) -> RetrievalModel:
     return model
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "blocks"])
 def test_every_model_builds(name: str) -> None:
     model = build(name)
     assert model.dim == 64
@@ -34,6 +35,14 @@ def test_every_model_builds(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_its_first_line_is_the_command_that_uses_it(name: str) -> None:
     assert (FOLDER / "model" / f"{name}.yaml").read_text().startswith(f"# python train.py model={name}\n")
+
+
+def test_blocks_are_those_that_are_named_and_no_others() -> None:
+    with pytest.raises(ConfigError, match=r"model\.blocks is empty; name some"):
+        build("blocks")
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        named = compose("train", ["experiment=xing16_blocks"]).model.blocks
+    assert set(named) == {"hybrid", "content"}
 
 
 def test_what_the_names_promise() -> None:

@@ -65,7 +65,9 @@ class Blocks(RetrievalModel):
         super().__init__()
         weights, self.similarity = weights or {}, similarity or Similarity()
         if not blocks:
-            raise ConfigError("model.blocks is empty; name at least one, e.g. model/blocks.yaml's")
+            raise ConfigError(
+                "model.blocks is empty; name some in an experiment's defaults: /model/hybrid@model.blocks.NAME"
+            )
         if wrong := [k for k, w in weights.items() if k not in blocks or not w > 0]:
             raise ConfigError(f"model.weights {wrong}: set weights above 0 for the blocks {list(blocks)}")
         if not set(apart) < set(blocks):
