@@ -54,6 +54,6 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     found = re.search(r"kills=(\d+) checkpoints_seen=(\d+)", told)
     assert found, told
     assert int(found[1]) == KILLS
-    assert int(found[2]) >= 5, "the kills hit the preparation and not the training; the test shows nothing"
+    assert int(found[2]) >= 8, "the kills hit the preparation and not the training; the test shows nothing"
     for key in ("epoch", "global_step", "batches_seen", "state_dict", "optimizer_states", "lr_schedulers"):
         same(straight[key], killed[key], key)
