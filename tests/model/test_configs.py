@@ -25,7 +25,7 @@ def build(name: str, *overrides: str) -> RetrievalModel:
     return model
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "blocks"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("blocks", "light_gcn")])  # light_gcn needs a graph
 def test_every_model_builds(name: str) -> None:
     model = build(name)
     assert model.dim == 64
