@@ -98,7 +98,7 @@ def test_lag_weights_are_those_of_the_positions() -> None:
 
 
 def test_nothing_may_say_nothing_and_stay_so() -> None:
-    p = HistoryPooling(HistorySettings("mean", nothing="zero"), 3, 1)
+    p = HistoryPooling(HistorySettings("mean", nothing="zero"), 3, n_actions=2)
     h = inputs([[1, 1], [0, 0]])
     out = p(h)
     out.sum().backward()
