@@ -16,7 +16,7 @@ KILLS = 20
 SETTINGS = [
     "experiment=market", "logger=none", "threads=1", "batch_size=64", "checkpoint_every=5", "patience=null",
     "evaluate=[]",
-    "trainer.max_epochs=8", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1.0",
+    "trainer.max_epochs=16", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1.0",
     "optimiser.schedule=cosine", "optimiser.warmup=20", "model.user.encoders.sparse_above=100",
     "model.item.dropout=0.1",
     "data.generate.users=300", "data.generate.jobs=200", "data.generate.impressions=30000",
