@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +43,33 @@ class Examples:
     context: NDArray[np.int32] | None = None
     action: NDArray[np.int8] | None = None
     shown_end: NDArray[np.int64] | None = None
+
+    @classmethod
+    def queries(
+        cls,
+        user: NDArray[Any],
+        history_end: NDArray[np.int64],
+        at: int | None = None,
+        context: NDArray[np.int32] | None = None,
+    ) -> Self:
+        """Users at one moment, of whom no item is known to be the right one.
+
+        Args:
+            user: ``[n]`` user rows.
+            history_end: ``[n]`` where their histories end.
+            at: the moment; None: the log has no clock.
+            context: ``[n]`` context rows; None: the data have no context.
+        """
+        n = len(user)
+        return cls(
+            user=user.astype(np.int32),
+            item=np.full(n, -1, np.int32),
+            time=None if at is None else np.full(n, at, np.int64),
+            weight=np.zeros(n, np.float32),
+            split=np.zeros(n, np.int8),
+            history_end=history_end,
+            context=context,
+        )
 
     def __len__(self) -> int:
         """Number of examples."""

@@ -82,16 +82,9 @@ def _queries(e: Examples, spec: TaskSpec) -> tuple[Ints, Ints]:
 
 def _at_once(data: PreparedDataset, spec: TaskSpec, users: Ints, targets: Examples) -> Examples:
     """Users as they were at the moment of the earliest target, whatever they did later."""
-    n = len(users)
-    return Examples(
-        user=users.astype(np.int32),
-        item=np.full(n, -1, np.int32),
-        time=None if targets.time is None else np.full(n, targets.time.min(), np.int64),
-        weight=np.zeros(n, np.float32),
-        split=np.zeros(n, np.int8),
-        history_end=_ends(data, spec, users),
-        context=np.zeros(n, np.int32) if data.schema.context else None,
-    )
+    at = None if targets.time is None else int(targets.time.min())
+    nothing = np.zeros(len(users), np.int32) if data.schema.context else None
+    return Examples.queries(users, _ends(data, spec, users), at, nothing)
 
 
 def _ends(data: PreparedDataset, spec: TaskSpec, users: NDArray[Any]) -> Ints:

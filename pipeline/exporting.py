@@ -173,14 +173,7 @@ def user_vectors(
     """``[U, D]``: users (by default all) as they are at the end of the data; without contexts, they ask nothing."""
     rows = np.arange(len(dataset.users), dtype=np.int32) if rows is None else rows
     h = dataset.history
-    blank = Examples(
-        rows,
-        np.full(len(rows), -1, np.int32),
-        None if at is None else np.full(len(rows), at, np.int64),
-        np.zeros(len(rows), np.float32),
-        np.zeros(len(rows), np.int8),
-        h.offsets[rows + 1],
-        np.zeros(len(rows), np.int32) if contexts is None and dataset.schema.context else contexts,
-    )
+    nothing = np.zeros(len(rows), np.int32) if dataset.schema.context else None
+    blank = Examples.queries(rows, h.offsets[rows + 1], at, nothing if contexts is None else contexts)
     collate = Collator(h, dataset.schema.clock, dataset.schema.history_length)
     return embed.query_embeddings(embedder, QueryBatches(blank, collate))
