@@ -238,6 +238,20 @@ def test_evaluation_sees_the_present_weights() -> None:
     assert not torch.equal(before, other.embed_items(every(items, ITEMS)))
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_evaluation_between_steps_sees_each_of_them(fused: bool) -> None:
+    m, users, items = model(random_log(3))
+    optimiser = torch.optim.AdamW(m.parameters(), lr=0.1, fused=fused)
+    for _ in range(3):
+        m.train()
+        (m.embed_users(every(users, USERS)) @ m.embed_items(every(items, ITEMS)).T).square().sum().backward()
+        optimiser.step()
+        m.eval()
+        with torch.no_grad():
+            got = torch.cat([m.embed_users(every(users, USERS)), m.embed_items(every(items, ITEMS))])
+        assert np.allclose(got.numpy(), dense_propagation(random_log(3), raw(m).numpy(), 3, False), atol=1e-5)
+
+
 def test_the_graph_is_no_part_of_a_checkpoint() -> None:
     m, _, _ = model(random_log(0))
     m.eval()

@@ -105,7 +105,7 @@ class LightGCN(RetrievalModel):
         self.graph: Graph | None = None
         self.ids: dict[str, str] = {}  # names of the ids, by side
         self._step: tuple[list[int], Propagated] | None = None  # with gradients, until they have flowed back
-        self._weights: list[int] = []  # versions of the weights from which the buffers were made
+        self._weights: list[int] | None = None  # versions of the weights from which the buffers were made; None: old
         for name in Propagated._fields:
             self.register_buffer(f"propagated_{name}", None, persistent=False)
 
@@ -204,7 +204,7 @@ class LightGCN(RetrievalModel):
             raise ConfigError("LightGCN has no graph yet; connect it to the training events")
         weights = [p._version for p in self.parameters()]
         if not torch.is_grad_enabled():
-            if weights != self._weights or self.get_buffer("propagated_users") is None:
+            if weights != self._weights:
                 for name, vectors in self._propagate(self.graph)._asdict().items():
                     setattr(self, f"propagated_{name}", vectors)
                 self._weights = weights
@@ -227,5 +227,5 @@ class LightGCN(RetrievalModel):
         return Propagated(every[:n], every[n:], below[n:] * (self.get_buffer("item_scale") * share))
 
     def _forget(self, _: Any) -> None:
-        """Gradients have come back to the tables: the next step propagates anew."""
-        self._step = None
+        """Gradients have come back to the tables: a step is over, and a fused optimiser changes no version."""
+        self._step = self._weights = None
