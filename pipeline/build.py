@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import hydra.utils
@@ -11,11 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from data.batches import QueryBatches
+from data.holdout import hold_out
 from data.module import RetrievalData
 from data.prepared import PreparedDataset
 from data.settings import strict
 from data.training_queries import training_queries
-from pipeline.console import progress
+from pipeline.console import progress, say
 from towers.errors import ConfigError
 from towers.model.aggregation import Aggregation, AggregationSettings
 from towers.model.baselines.baseline import Baseline
@@ -26,6 +28,7 @@ from towers.model.closed_form.interactions import Interactions
 from towers.model.embedder import Embedder
 from towers.model.light_gcn import LightGCN
 from towers.model.module import Retrieval, TrainingData
+from towers.model.stacking import StackingSettings, lists, stack
 from towers.model.tables import FeatureTable
 from towers.model.two_tower import RetrievalModel, TwoTower
 
@@ -90,15 +93,60 @@ def initialise(config: DictConfig, module: Retrieval, dataset: PreparedDataset) 
     named = [] if config.get("init") is None else _initialised(config, module.model)
     if not named:
         return False
-    known = interactions(dataset)
+    known, model = interactions(dataset), module.model
+    if isinstance(model, Blocks) and model.stacking is not None:
+        _stack(model, model.stacking, named, module, dataset, config.seed)
+        _write(named, module, known)
+        return True
+    _write(named, module, known)
+    if isinstance(model, Blocks) and model.balanced:
+        users = training_queries(dataset, _SAMPLE, config.seed)
+        balance(model, lambda part: _embedded(part, module, users))
+    return True
+
+
+def _write(named: Sequence[tuple[TwoTower, DictConfig]], module: Retrieval, known: Interactions) -> None:
+    """Compute factors of these events, and write them into the parts."""
     for part, init in named:
         with progress("initialise") as tell:
             factors = hydra.utils.instantiate(init)(known, part.dim, progress=tell)
         assign(part, factors, module.items.select(part.item_features))
-    if isinstance(module.model, Blocks) and module.model.balanced:
-        users = training_queries(dataset, _SAMPLE, config.seed)
-        balance(module.model, lambda part: _embedded(part, module, users))
-    return True
+
+
+def _stack(
+    model: Blocks,
+    settings: StackingSettings,
+    named: Sequence[tuple[TwoTower, DictConfig]],
+    module: Retrieval,
+    dataset: PreparedDataset,
+    seed: int,
+) -> None:
+    """Learn the weights of the blocks while some events are held out; the blocks are then those of the rest."""
+    assert model.popularity is not None
+    held = hold_out(dataset, settings.share, settings.users, seed)
+    rest = interactions(dataset).without(held.pairs)
+    _write(named, module, rest)
+    if model.balanced:
+        balance(model, lambda part: _embedded(part, module, held.queries))
+    with progress("stack") as tell, torch.no_grad():
+        tell("scoring", 0.0)
+        embedders = [Embedder(b, module.users, module.items, contexts=module.contexts) for b in model.parts]
+        events = torch.from_numpy(np.bincount(rest.item, minlength=rest.n_items).astype(np.float32))
+        found = lists(
+            [(e.embed_queries(held.queries), e.embed_items()) for e in embedders],
+            model.log_weight.exp(),
+            events,
+            held.targets,
+            held.seen,
+            settings.candidates,
+        )
+        tell("learning", 0.8)
+    learned = stack(found, model.log_weight.detach().exp())
+    with torch.no_grad():
+        model.log_weight.copy_(learned.weight.log())
+        model.popularity.log_scale.copy_(learned.log_scale)
+        model.popularity.offset.copy_(learned.offset)
+    say("weights " + ", ".join(f"{n} {float(w):.3g}" for n, w in zip(model.names, learned.weight, strict=True)))
 
 
 def _embedded(part: TwoTower, module: Retrieval, users: QueryBatches) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,8 @@ Shapes: ``B`` users, ``N`` items, ``D = Σ D_k`` width, ``H = Σ H_k`` width of 
 
     query = [w_1 q_1 … w_K q_K]      candidate = [c_1 … c_K]      ⟨query, candidate⟩ = Σ w_k ⟨q_k, c_k⟩
 
-With a calibration, both have one dimension more outside training (see ``calibration``).
+With a calibration, or stacked, both have a dimension more for each, outside training (see
+``calibration``, ``popularity``).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from towers.errors import ConfigError
 from towers.features import FeatureInfo
 from towers.model.calibration import Calibration, CalibrationSettings
 from towers.model.history import HistoryInputs
+from towers.model.popularity import Popularity
 from towers.model.similarity import Similarity
+from towers.model.stacking import StackingSettings
 from towers.model.two_tower import RetrievalModel, TwoTower
 
 
@@ -41,6 +44,8 @@ class Blocks(RetrievalModel):
         apart: blocks that stay as their ``init`` made them and join outside training only. The others are trained as if
             they were alone: what a closed form knows of the training events already would leave them nothing to learn.
         calibration: of new items against known ones, outside training; None: as the blocks score them.
+        stacking: ``init`` learns the weights, and what popularity says, on events that it holds out (see
+            ``stacking``); None: they stay as set.
         similarity: of the whole, a dot product; a block may be a cosine of its own.
 
     Raises:
@@ -60,6 +65,7 @@ class Blocks(RetrievalModel):
         balanced: bool = False,
         apart: Sequence[str] = (),
         calibration: CalibrationSettings | None = None,
+        stacking: StackingSettings | None = None,
         similarity: Similarity | None = None,
     ) -> None:
         super().__init__()
@@ -80,14 +86,21 @@ class Blocks(RetrievalModel):
         self.balanced, self.apart = balanced, frozenset(apart)
         for name in self.apart:
             self.block(name).requires_grad_(False)
-        parts = [self.block(name) for name in self.names]
+        parts = self.parts
         self.n_actions = n_actions
-        self.dim = sum(p.dim for p in parts) + (calibration is not None)
+        self.dim = sum(p.dim for p in parts) + (calibration is not None) + (stacking is not None)
         self.history_dim = sum(p.history_dim for p in parts)
         self.user_infos = _union(p.user_infos for p in parts)
         self.item_infos = _union(p.item_infos for p in parts)
         self.context_infos = _union(p.context_infos for p in parts)
         self.calibration = None if calibration is None else Calibration(calibration, self.item_infos)
+        self.stacking = stacking
+        self.popularity = None if stacking is None else Popularity(self.item_infos, len(parts))
+
+    @property
+    def parts(self) -> list[TwoTower]:
+        """All blocks, in order."""
+        return [self.block(name) for name in self.names]
 
     def block(self, name: str) -> TwoTower:
         """A block by name.
@@ -120,12 +133,23 @@ class Blocks(RetrievalModel):
             for (k, p), h in zip(parts, seen, strict=True)
         ]
         query = torch.cat(out, dim=-1)
-        return query if self.calibration is None or self.training else self.calibration.users(query)
+        if self.calibration is not None and not self.training:
+            query = self.calibration.users(query)
+        if self.popularity is not None and not self.training:
+            query = self.popularity.users(query)
+        return query
 
     def embed_items(self, features: Mapping[str, Tensor]) -> Tensor:
         """``[N, D]``: the blocks' candidates."""
-        vectors = torch.cat([p.embed_items(_some(features, p.item_features)) for _, p in self._parts()], dim=-1)
-        return vectors if self.calibration is None or self.training else self.calibration.items(vectors, features)
+        out = [p.embed_items(_some(features, p.item_features)) for _, p in self._parts()]
+        if self.popularity is not None and not self.training:
+            out = self.popularity.scaled(out, features)
+        vectors = torch.cat(out, dim=-1)
+        if self.calibration is not None and not self.training:
+            vectors = self.calibration.items(vectors, features)
+        if self.popularity is not None and not self.training:
+            vectors = self.popularity.items(vectors, features)
+        return vectors
 
     def history_inputs(self, features: Mapping[str, Tensor]) -> Tensor:
         """``[N, H]``: what the blocks' items contribute."""

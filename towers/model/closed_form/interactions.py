@@ -6,7 +6,7 @@ Shapes: ``E`` events, ``U`` users, ``I`` items, ``W`` width of a list feature.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,16 @@ class Interactions:
     item_features: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     user_features: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     clock: str = "none"
+
+    def without(self, pairs: NDArray[np.int64]) -> Interactions:
+        """The events of all other pairs.
+
+        Args:
+            pairs: ``[n]`` ascending ``user · I + item``.
+        """
+        keep = ~np.isin(self.user * self.n_items + self.item, pairs)
+        time = None if self.time is None else self.time[keep]
+        return replace(self, user=self.user[keep], item=self.item[keep], weight=self.weight[keep], time=time)
 
     def matrix(self) -> sparse.csr_array:
         """``[U, I]`` float32: each pair once, with the largest of its weights."""
