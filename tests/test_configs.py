@@ -109,6 +109,9 @@ def small_market(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "matryoshka=[4,8]",
         "model=mixture negatives=uniform negatives.n=64",
         "model=multi_task data.actions.save.weight=1 data.actions.apply.weight=2",
+        "model=multi_task data.actions.apply.weight=2 model.heads.rank=0 model.heads.calibrated=true loss=binary",
+        "model=hybrid model.history.length_power=1.0",
+        "+data.select=match",
     ],
 )
 def test_losses_and_negatives_take_a_step(choice: str, small_market: list[str], tmp_path: Path) -> None:
