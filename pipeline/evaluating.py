@@ -94,7 +94,7 @@ def evaluate_run(
 
     With ``dim``, vectors are cut to so many dimensions, and the folder is ``eval/TASK-DIM``; with ``fusion``, the words
     of the queries are searched by BM25 too, and it is ``eval/TASK-METHOD``; with ``rerank``, so many of the first are
-    ordered anew by the model's second stage, and it is ``eval/TASK-rerank``; with ``aggregate``, items are moved towards
+    ordered anew by the model's second stage, and it is ``eval/TASK-rerank``; with ``aggregate``, items move towards
     their neighbours with these settings instead of the run's own, and it is ``eval/TASK-aggregate``.
     """
     module = module or load_model(run, dataset, dim, aggregate)
