@@ -101,7 +101,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
         return compose("train", [
             "experiment=clicks_svd", "data.generate.users=300", "data.generate.jobs=200",
             "data.generate.impressions=20000", "model.blocks.ials.dim=8", "model.blocks.svd.dim=12",
-            "init.ials.iterations=2", "model.weights={ials: 0.7, svd: 2.0}", "logger=none", "threads=1",
+            "init.ials.iterations=2", "+model.weights.ials=0.7", "model.weights.svd=2.0", "logger=none", "threads=1",
             f"var={folder}/var", f"runs={folder}/runs",
         ])  # fmt: skip
 
