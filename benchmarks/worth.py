@@ -1,9 +1,9 @@
 """What training is worth: a deep recipe against its own start, paired over the same users.
 
-    python -m benchmarks.worth EXPERIMENT … [--metric ndcg@20] [--set seed=1 threads=1 …]
+    python -m benchmarks.worth EXPERIMENT … [--metric ndcg@20] [--start model.stacking=null] [--set seed=1 threads=1 …]
 
-Each experiment is run twice, with equal seeds: as it is, and with ``trainer.max_epochs=0``, which leaves it at what
-``init`` computed or at what was drawn. Both are ranked on the selecting task, validation, on which the trained run also
+Each experiment is run twice, with equal seeds: as it is, and with ``trainer.max_epochs=0`` (or what ``--start`` says),
+which leaves it at what ``init`` computed or at what was drawn. Both are ranked on the selecting task, validation, on which the trained run also
 chose its epoch: where a gain is near its interval, read it as no gain. Test is not touched.
 
 Shapes: ``Q`` queries.
@@ -78,10 +78,10 @@ def compare(start: pa.Table, trained: pa.Table, metric: str) -> Worth:
     return Worth(float(before.mean()), float(after.mean()), paired_difference(after, before, users.astype(np.int64)))
 
 
-def measure(experiment: str, metric: str, overrides: list[str], scratch: Path) -> tuple[Worth, int]:
+def measure(experiment: str, metric: str, start: list[str], overrides: list[str], scratch: Path) -> tuple[Worth, int]:
     """Run an experiment's start and itself; what it gained, and after how many epochs."""
     tables, epochs = [], 0
-    for name, more in (("start", ["trainer.max_epochs=0"]), ("trained", [])):
+    for name, more in (("start", start), ("trained", [])):
         verb("train.py", f"experiment={experiment}", f"name={name}", f"runs={scratch}", *overrides, *more)
         run = Run(scratch / name / "latest")
         task, epochs = str(run.metrics["monitor"]).partition("/")[0], int(run.metrics["best_epoch"])
@@ -94,11 +94,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="+", help="committed experiments that train")
     parser.add_argument("--metric", default="ndcg@20")
+    parser.add_argument(
+        "--start", nargs="+", default=["trainer.max_epochs=0"], metavar="KEY=VALUE", help="what is left out"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of both runs")
     args = parser.parse_args()
     for experiment in args.experiments:
         with tempfile.TemporaryDirectory(prefix="worth-") as folder:
-            worth, epochs = measure(experiment, args.metric, args.set, Path(folder))
+            worth, epochs = measure(experiment, args.metric, args.start, args.set, Path(folder))
         print(f"{experiment}, {args.metric} on validation: {worth}; epoch {epochs}")
         report(f"worth/{experiment}/{args.metric}/relative", worth.relative, GOAL, at_most=False)
 
