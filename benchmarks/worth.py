@@ -3,8 +3,8 @@
     python -m benchmarks.worth EXPERIMENT … [--metric ndcg@20] [--start model.stacking=null] [--set seed=1 threads=1 …]
 
 Each experiment is run twice, with equal seeds: as it is, and with ``trainer.max_epochs=0`` (or what ``--start`` says),
-which leaves it at what ``init`` computed or at what was drawn. Both are ranked on the selecting task, validation, on which the trained run also
-chose its epoch: where a gain is near its interval, read it as no gain. Test is not touched.
+which leaves it at what ``init`` computed or at what was drawn. Both are ranked on the selecting task, validation, on
+which the trained run also chose its epoch: where a gain is near its interval, read it as no gain. Test is not touched.
 
 Shapes: ``Q`` queries.
 """
