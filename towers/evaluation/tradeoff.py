@@ -131,7 +131,7 @@ def choose(curves: Sequence[Sequence[Point]], keep: float) -> Point:
     """The point of the largest joint recall among those that keep enough of the known items' recall.
 
     Joint recall alone would not do: wherever the new items of a validation are few and wanted, it is largest where
-    known ones have left the lists.
+    known ones have lost much of theirs.
 
     Args:
         curves: for one or several scales.
