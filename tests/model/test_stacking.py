@@ -167,7 +167,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("train", [
-            "experiment=clicks", "data.generate.users=300", "data.generate.jobs=200",
+            "experiment=clicks_svd", "data.generate.users=300", "data.generate.jobs=200",
             "data.generate.impressions=20000", "model.blocks.ials.dim=8", "model.blocks.svd.dim=12",
             "init.ials.iterations=2", "logger=none", "threads=1", f"var={folder}/var", f"runs={folder}/runs",
             "model.stacking={_target_: towers.model.stacking.StackingSettings, candidates: 50}",
