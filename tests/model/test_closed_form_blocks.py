@@ -56,6 +56,16 @@ def test_the_score_is_the_weighted_sum_of_the_blocks_scores() -> None:
     assert (m.dim, m.history_dim) == (18, 15)
 
 
+def test_groups_move_each_block_by_its_own_similarity() -> None:
+    m, users, items = blocks(), table(infos(), 5), table(infos(), 9, seed=1)
+    contexts, groups = table(infos()[1:3], 9, seed=2), torch.tensor([0, 0, 0, 1, 2, 3, 4, 5, 6])
+
+    def moved(model: Any) -> torch.Tensor:
+        return Embedder(model, users, items, contexts=contexts, groups=groups, group_weight=2.0).embed_items()
+
+    torch.testing.assert_close(moved(m), torch.cat([moved(m.block(name)) for name in BLOCKS], dim=1))
+
+
 def test_features_are_read_once_and_only_where_a_block_reads_them() -> None:
     m = Blocks(infos(), infos(), blocks={k: BLOCKS[k] for k in ("ridge", "content")})
     assert m.item_features == m.user_features == ("id", "skills")

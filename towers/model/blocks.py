@@ -158,6 +158,14 @@ class Blocks(RetrievalModel):
             return self.log_weight.new_zeros(len(next(iter(features.values()))), 0)
         return torch.cat([p.history_inputs(_some(features, p.item_features)) for p in parts], dim=-1)
 
+    def normalise(self, vectors: Tensor) -> Tensor:
+        """Each block's part by its own similarity. What calibration or stacking has scaled has no length of its own."""
+        if self.calibration is not None or self.popularity is not None:
+            return vectors
+        parts = [self.block(n) for n in self.names]
+        split = torch.split(vectors, [p.dim for p in parts], dim=-1)
+        return torch.cat([p.similarity.normalise(v) for p, v in zip(parts, split, strict=True)], dim=-1)
+
     def _parts(self) -> list[tuple[int, TwoTower]]:
         """The blocks of the present mode, each with its place."""
         here = [n for n in self.names if not (self.training and n in self.apart)]

@@ -134,7 +134,7 @@ class Embedder:
 
     def _smooth(self, every: Tensor) -> Tensor:
         """``[I, D]`` → ``[I, D]``: what items say of each other, outside the model."""
-        normalise = self.model.similarity.normalise
+        normalise = self.model.normalise
         if self.groups is not None:
             every = normalise(every + self.group_weight * normalise(means(every, self.groups)))
         return every if self.aggregation is None else normalise(self.aggregation(every))

@@ -104,6 +104,10 @@ class RetrievalModel(nn.Module):
         """
         raise NotImplementedError
 
+    def normalise(self, vectors: Tensor) -> Tensor:
+        """``[N, D]`` item embeddings that were smoothed outside the model, of the lengths that it gives them."""
+        return self.similarity.normalise(vectors)
+
     def truncate(self, dim: int) -> None:
         """From now on, embeddings are their first ``dim`` dimensions, normalised again: see ``matryoshka`` in training.
 
