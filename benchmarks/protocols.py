@@ -128,7 +128,7 @@ METHODS = {
         _baseline("xing16_tfidf", _test(r20=0.0461, r100=0.1187, n20=0.0240)),
         Method("xing16_ials", "closed form", quick=("model.dim=256",), reference=_test(r20=0.1341, n20=0.0751)),
         Method("xing16_collective", "closed form", quick=("model.dim=256",)),
-        Method("xing16_blocks", "closed form", True, ("model.blocks.hybrid.dim=256", "model.blocks.content.dim=256")),
+        Method("xing16_blocks", "closed form", True, ("model.blocks.ials.dim=256", "model.blocks.content.dim=256")),
         Method("xing16", quick=_EPOCH),
     ],
     "xing16_coldjob": [
@@ -153,14 +153,16 @@ METHODS = {
         _baseline("gowalla_popularity", _test(r20=0.0416, n20=0.0317)),
         _baseline("gowalla_item_knn", _test(r20=0.1799, n20=0.1468)),
         Method("gowalla_ials", "closed form", quick=("model.dim=256",), reference=_test(r20=0.1794, n20=0.1475)),
-        Method("gowalla_svd", "closed form", True, ("model.dim=512",), reference=_test(r20=0.1881, n20=0.1576)),
+        Method("gowalla_svd", "closed form", quick=("model.dim=512",), reference=_test(r20=0.1881, n20=0.1576)),
+        Method("gowalla_blocks", "closed form", True, ("model.blocks.ials.dim=256", "model.blocks.svd.dim=256")),
         Method("gowalla", quick=_EPOCH),
     ],
     "amazon_cds": [
         _baseline("amazon_cds_popularity"),
         _baseline("amazon_cds_item_knn"),
         Method("amazon_cds_svd", "closed form", quick=("model.dim=512",)),
-        Method("amazon_cds", chosen=True, quick=_EPOCH),
+        Method("amazon_cds_blocks", "closed form", True, ("model.blocks.ials.dim=256", "model.blocks.svd.dim=256")),
+        Method("amazon_cds", quick=_EPOCH),
     ],
     "amazon_beauty": [
         _baseline("amazon_beauty_popularity", _test(r10=0.0135, n10=0.0061)),
