@@ -14,6 +14,7 @@ from torch import Tensor
 
 from towers.features import Batch
 from towers.model import logits
+from towers.model.gathering import ALONE, Ranks
 from towers.model.heads import Heads
 from towers.model.mixture import MixtureOfLogits
 from towers.model.negatives import Negatives
@@ -54,6 +55,7 @@ class Contrast:
         shown: what else each user was shown when she chose the positive, and left.
         mixture: scores pairs instead of the inner product, if given.
         bias: ``[B]``, added to all scores of an example, if given; corrections come after it.
+        ranks: the processes whose examples the draw serves.
     """
 
     batch: Batch
@@ -70,6 +72,7 @@ class Contrast:
     shown: Own | None = None
     mixture: MixtureOfLogits | None = None
     bias: Tensor | None = None
+    ranks: Ranks = ALONE
 
     @property
     def weight(self) -> Tensor:

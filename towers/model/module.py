@@ -25,8 +25,9 @@ from towers.model import logits, optimisers
 from towers.model.aggregation import Aggregation
 from towers.model.contrast import Contrast, Own, VectorLoss
 from towers.model.embedder import Embedder, history_of, to_device
+from towers.model.gathering import ALONE, Ranks, several
 from towers.model.losses import Loss, sampled_softmax
-from towers.model.negatives import MakeSampler
+from towers.model.negatives import MakeSampler, Negatives
 from towers.model.optimisers import OptimiserSettings
 from towers.model.tables import FeatureTable
 from towers.model.two_tower import RetrievalModel
@@ -133,18 +134,21 @@ class Retrieval(pl.LightningModule):
         if self.model.mixture is not None:
             second = replace(contrast, mixture=self.model.mixture)
             loss = loss + sampled_softmax(second.positive_logits(), second.negative_logits(), second.weight)
+        if contrast.ranks.world > 1:
+            loss = loss * contrast.ranks.scale
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (self.global_step + 1) % every == 0:
-            self.log("train/loss", loss)
+            self.log("train/loss", loss, sync_dist=several())
         return loss
 
     def contrast(self, batch: Batch) -> Contrast:
-        """A batch's vectors against those of a draw."""
+        """A batch's vectors against those of a draw for the examples of all processes."""
+        ranks = Ranks.of(batch.weight)
         self.sampler.refresh(self.batches_seen - 1, lambda rows: self.embedder().embed_items(rows.cpu().numpy()))
-        draw = self.sampler(batch.item)
+        draw = self.draw(batch, ranks)
         columns = logits.item_columns(draw.rows, len(self.items))
         query = self.embed_users(batch)  # [B, D]
-        positive, candidates = self.embed_items(batch.item, draw.rows, columns)  # [B, D], [N, D]
+        positive, candidates = self.embed_items(batch.item, draw.rows, columns, ranks)  # [B, D], [N, D]
         return Contrast(
             batch,
             draw,
@@ -153,12 +157,21 @@ class Retrieval(pl.LightningModule):
             positive,
             candidates,
             corrected=self.correct_negatives,
-            positive_log_q=self.sampler.log_q(batch.item, len(batch)) if self.correct_positive else None,
+            positive_log_q=self.sampler.log_q(batch.item, sum(ranks.sizes)) if self.correct_positive else None,
             posted=None if self.posted is None else self.posted[draw.rows],
             expires=None if self.expires is None else self.expires[draw.rows],
+            ranks=ranks,
             own=None if draw.own is None else self.own(batch, draw.own, draw.own_log_q),
             shown=None if batch.impressions is None else self.own(batch, batch.impressions),
         )
+
+    def draw(self, batch: Batch, ranks: Ranks) -> Negatives:
+        """The candidates that all processes share, and this one's examples' own."""
+        draw: Negatives = self.sampler(ranks.examples(batch.item))
+        if ranks.rank:  # the draw was the same everywhere; dropout is each process's own
+            torch.manual_seed(self._seed_of(ranks.rank))
+        own, log_q, covered = (None if x is None else ranks.own(x) for x in (draw.own, draw.own_log_q, draw.covered))
+        return draw._replace(own=own, own_log_q=log_q, covered=covered)
 
     def _loss(self, contrast: Contrast) -> Tensor:
         c = contrast.cool(self.model.similarity, self.model.heads)
@@ -180,13 +193,16 @@ class Retrieval(pl.LightningModule):
         context = None if batch.context is None else self.contexts(batch.context)
         return self.model.embed_users(self.users(batch.user), history, context, batch.action)
 
-    def embed_items(self, positives: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_items(
+        self, positives: Tensor, rows: Tensor, columns: Tensor, ranks: Ranks = ALONE
+    ) -> tuple[Tensor, Tensor]:
         """``[B, D]`` and ``[N, D]`` with gradients; each item once if the draw holds the positives."""
+        share = ranks.share(rows)
         if self.sampler.holds_positives:
-            candidates = self.model.embed_items(self.items(rows))
+            candidates = ranks.join(self.model.embed_items(self.items(share)), len(rows))
             return torch.nn.functional.embedding(columns[positives], candidates), candidates
-        both = self.model.embed_items(self.items(torch.cat([positives, rows])))
-        return both[: len(positives)], both[len(positives) :]
+        both = self.model.embed_items(self.items(torch.cat([positives, share])))
+        return both[: len(positives)], ranks.join(both[len(positives) :], len(rows))
 
     def own(self, batch: Batch, rows: Tensor, log_q: Tensor | None = None) -> Own:
         """Candidates of each example's own, with gradients; each item once.
@@ -207,9 +223,13 @@ class Retrieval(pl.LightningModule):
         return Own(vectors, masked, log_q)
 
     def _seed_this_batch(self) -> None:
-        seed = np.random.SeedSequence([self.seed, self.batches_seen, self.global_rank]).generate_state(1, np.uint64)
-        torch.manual_seed(int(seed[0] >> np.uint64(1)))
         self.batches_seen += 1
+        torch.manual_seed(self._seed_of(0))
+
+    def _seed_of(self, rank: int) -> int:
+        """The seed of this batch: process 0's is that of what all draw together."""
+        seed = np.random.SeedSequence([self.seed, self.batches_seen - 1, rank]).generate_state(1, np.uint64)
+        return int(seed[0] >> np.uint64(1))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the number of batches seen."""

@@ -153,6 +153,7 @@ class AlignmentUniformity(VectorLoss):
         query = F.normalize(contrast.query.float(), dim=-1)
         positive = F.normalize(contrast.positive.float(), dim=-1)
         loss = weighted_mean((query - positive).square().sum(-1), contrast.weight)
+        query, positive = contrast.ranks.examples(query), contrast.ranks.examples(positive)  # pairs of the whole batch
         if len(query) > 1:
             loss = loss + self.uniformity * (_uniformity(query) + _uniformity(positive)) / 2
         return loss
