@@ -41,6 +41,7 @@ class Method:
         kind: ``baseline``, ``closed form`` or ``trained``.
         chosen: the one by which the protocol's goals are judged.
         quick: overrides of the variant that takes less than five minutes.
+        needs: an optional package, without which the row is left out.
         reference: the protocol's own row of this method, made by other code: a check of evaluator and baseline at once.
     """
 
@@ -48,6 +49,7 @@ class Method:
     kind: str = "trained"
     chosen: bool = False
     quick: tuple[str, ...] = ()
+    needs: str = ""
     reference: Values = ()
 
     @property
@@ -121,6 +123,7 @@ def _baseline(experiment: str, reference: Values = ()) -> Method:
 
 
 _EPOCH = ("trainer.max_epochs=1",)
+_SENTENCES = "sentence_transformers"
 METHODS = {
     "xing16": [
         _baseline("xing16_popularity", _test(r20=0.0217, r100=0.0480, n20=0.0113)),
@@ -142,7 +145,8 @@ METHODS = {
         _baseline("jobviews_popularity", _test(r20=0.0320, n20=0.0131)),
         _baseline("jobviews_item_knn", _test(r20=0.0604, n20=0.0321)),
         _baseline("jobviews_tfidf", _test(r20=0.4306, n20=0.2399)),
-        Method("jobviews", chosen=True, quick=_EPOCH),
+        Method("jobviews", quick=_EPOCH),
+        Method("jobviews_blocks", chosen=True, quick=("trainer.max_epochs=3",)),
     ],
     "esco_skills": [
         _baseline("esco_skills_popularity", _test(r20=0.0560, n20=0.0975)),
@@ -165,30 +169,38 @@ METHODS = {
         Method("amazon_cds", quick=_EPOCH),
     ],
     "amazon_beauty": [
-        _baseline("amazon_beauty_popularity", _test(r10=0.0135, n10=0.0061)),
+        _baseline("amazon_beauty_popularity"),
         _baseline("amazon_beauty_item_knn", _test(r10=0.0724, n10=0.0411)),
         _baseline("amazon_beauty_sequence_knn", _test(r10=0.0871, n10=0.0549)),
         _baseline("amazon_beauty_ease", _test(r10=0.0766, n10=0.0441)),
         Method("amazon_beauty", chosen=True, quick=_EPOCH),
     ],
     "amazon_beauty_refitted": [
+        _baseline("amazon_beauty_popularity", _test(r10=0.0135, n10=0.0061)),
         _baseline("amazon_beauty_sequence_knn", _test(r10=0.0993, n10=0.0632)),
         Method("amazon_beauty", chosen=True, quick=_EPOCH),
     ],
     "amazon_sports": [
-        _baseline("amazon_sports_popularity", _test(r10=0.0091, n10=0.0052)),
+        _baseline("amazon_sports_popularity"),
         _baseline("amazon_sports_item_knn", _test(r10=0.0517, n10=0.0290)),
         _baseline("amazon_sports_sequence_knn", _test(r10=0.0567, n10=0.0327)),
         _baseline("amazon_sports_ease", _test(r10=0.0511, n10=0.0282)),
         Method("amazon_sports", chosen=True, quick=_EPOCH),
     ],
     "amazon_sports_refitted": [
+        _baseline("amazon_sports_popularity", _test(r10=0.0091, n10=0.0052)),
         _baseline("amazon_sports_sequence_knn", _test(r10=0.0645, n10=0.0376)),
         Method("amazon_sports", chosen=True, quick=_EPOCH),
     ],
-    "melo": [Method("melo", chosen=True, quick=_EPOCH)],
-    "melo_titles": [Method("melo_titles", chosen=True, quick=_EPOCH)],
-    "melo_pooled": [Method("melo_pooled", chosen=True, quick=_EPOCH)],
+    "melo": [Method("melo", quick=_EPOCH), Method("melo_sentences", chosen=True, quick=_EPOCH, needs=_SENTENCES)],
+    "melo_titles": [
+        Method("melo_titles", quick=_EPOCH),
+        Method("melo_titles_sentences", chosen=True, quick=_EPOCH, needs=_SENTENCES),
+    ],
+    "melo_pooled": [
+        Method("melo_pooled", quick=_EPOCH),
+        Method("melo_pooled_sentences", chosen=True, quick=_EPOCH, needs=_SENTENCES),
+    ],
     "ml_100k": [
         _baseline("ml_100k_popularity"),
         _baseline("ml_100k_recent"),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import subprocess
@@ -167,6 +168,9 @@ def main() -> None:
         parser.error(f"no experiment {a.method!r} among {[m.experiment for ms in METHODS.values() for m in ms]}")
     done = []
     for name, method in chosen:
+        if method.needs and importlib.util.find_spec(method.needs) is None:
+            print(f"skipped: {method.experiment} needs the package {method.needs}")
+            continue
         rows = []
         for seed in range(a.first_seed, a.first_seed + a.seeds):
             with tempfile.TemporaryDirectory(prefix="quality-") as scratch:
