@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from towers.features import FIRST, PAD, FeatureInfo, Kind
+from towers.model.hashed_tables import HashedTable, QuotientRemainderTable
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class EncoderSettings:
     Attributes:
         dim: embedding width ``d``; None: the width of the tower's output.
         sparse_above: tables with more rows than this get sparse gradients and their own optimiser; None: none do.
+        table: ``full``: a row for each value; ``hashed`` or ``quotient_remainder``: fewer (see ``hashed_tables``).
+        table_rows: of such a table; features with no more values than this have a full one.
         numeric: ``linear``, or ``periodic`` for a number whose effect is not monotone.
         frequencies: sines and cosines of a periodic number.
         vector: ``linear`` projects a pretrained vector to ``d``, ``identity`` takes it as it is.
@@ -33,6 +36,8 @@ class EncoderSettings:
 
     dim: int | None = None
     sparse_above: int | None = None
+    table: Literal["full", "hashed", "quotient_remainder"] = "full"
+    table_rows: int = 1_000_000
     numeric: Literal["linear", "periodic"] = "linear"
     frequencies: int = 8
     vector: Literal["linear", "identity"] = "linear"
@@ -48,10 +53,11 @@ def encoder(info: FeatureInfo, dim: int, settings: EncoderSettings) -> Encoder:
         settings: what is the same for all features of a tower.
     """
     sparse = settings.sparse_above is not None and info.cardinality > settings.sparse_above
+    full = settings.table == "full" or info.cardinality <= settings.table_rows
     if info.kind in (Kind.CATEGORICAL_LIST, Kind.TEXT):
-        return Bag(info, dim, sparse)
+        return Bag(info, dim, sparse) if full else HashedBag(info, dim, settings)
     if info.cardinality:
-        return Lookup(info, dim, sparse)
+        return Lookup(info, dim, sparse) if full else HashedLookup(info, dim, settings)
     if info.kind in (Kind.VECTOR, Kind.SENTENCE):
         return Projection(info, dim) if settings.vector == "linear" else Identity(info)
     return Number(dim, settings.frequencies if settings.numeric == "periodic" else 0)
@@ -80,6 +86,24 @@ def embedding(rows: int, dim: int, sparse: bool, padding_idx: int | None = None)
     return table
 
 
+def hashed(
+    values: int, dim: int, settings: EncoderSettings, padding_idx: int | None = None
+) -> HashedTable | QuotientRemainderTable:
+    """A table of ``settings.table_rows`` rows for more values.
+
+    Args:
+        values: ``V``.
+        dim: ``d``.
+        settings: which table, of how many rows, and from where on with sparse gradients.
+        padding_idx: an id whose row stays at zero.
+    """
+    rows = settings.table_rows
+    sparse = settings.sparse_above is not None and rows > settings.sparse_above
+    if settings.table == "hashed":
+        return HashedTable(rows, dim, sparse, padding_idx)
+    return QuotientRemainderTable(values, rows, dim, sparse, padding_idx)
+
+
 class Lookup(Encoder):
     """One embedding for each value: ids, categories, buckets of a number."""
 
@@ -94,7 +118,42 @@ class Lookup(Encoder):
         return out
 
 
-class Bag(Encoder):
+class HashedLookup(Encoder):
+    """``Lookup`` with a table of fewer rows than values: see ``hashed_tables``."""
+
+    def __init__(self, info: FeatureInfo, dim: int, settings: EncoderSettings) -> None:
+        super().__init__()
+        self.dim = dim
+        self.table = hashed(info.cardinality, dim, settings)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``[n]`` ids → ``[n, d]``."""
+        out: Tensor = self.table(ids)
+        return out
+
+
+class Weighted(Encoder):
+    """The weights of a bag, apart from its table: see ``Bag``."""
+
+    log_weight: nn.Embedding
+    length_power: nn.Parameter
+
+    def weigh(self, info: FeatureInfo, sparse: bool) -> None:
+        """Start the weights at the inverse document frequencies, and γ at 1."""
+        self.log_weight = nn.Embedding(info.cardinality, 1, padding_idx=PAD, sparse=sparse)
+        with torch.no_grad():
+            self.log_weight.weight.copy_(log_idf(info).unsqueeze(1))
+        self.length_power = nn.Parameter(torch.ones(()))  # γ
+
+    def weights(self, ids: Tensor) -> Tensor:
+        """``[n, W]`` ids → ``[n, W]`` what each embedding is multiplied by."""
+        weight = self.log_weight(ids).squeeze(-1).exp().masked_fill(ids == PAD, 0.0)
+        total = weight.sum(-1, keepdim=True)
+        out: Tensor = weight / torch.where(total > 0, total, 1.0) ** self.length_power  # an empty list stays at zero
+        return out
+
+
+class Bag(Weighted):
     """Lists of categories and hashed texts: the weighted mean of the embeddings, or what lies between it and their sum.
 
         Σ w_i e_i / (Σ w_i)^γ
@@ -110,10 +169,7 @@ class Bag(Encoder):
         super().__init__()
         self.dim = dim
         self.table = embedding(info.cardinality, dim, sparse, padding_idx=PAD)
-        self.log_weight = nn.Embedding(info.cardinality, 1, padding_idx=PAD, sparse=sparse)
-        with torch.no_grad():
-            self.log_weight.weight.copy_(log_idf(info).unsqueeze(1))
-        self.length_power = nn.Parameter(torch.ones(()))  # γ
+        self.weigh(info, sparse)
 
     def forward(self, ids: Tensor) -> Tensor:
         """``[n, W]`` ids, filled up with ``PAD`` → ``[n, d]``."""
@@ -125,11 +181,19 @@ class Bag(Encoder):
             ids, self.table.weight, mode="sum", per_sample_weights=weight, sparse=self.table.sparse, padding_idx=PAD
         )
 
-    def weights(self, ids: Tensor) -> Tensor:
-        """``[n, W]`` ids → ``[n, W]`` what each embedding is multiplied by."""
-        weight = self.log_weight(ids).squeeze(-1).exp().masked_fill(ids == PAD, 0.0)
-        total = weight.sum(-1, keepdim=True)
-        out: Tensor = weight / torch.where(total > 0, total, 1.0) ** self.length_power  # an empty list stays at zero
+
+class HashedBag(Weighted):
+    """``Bag`` with a table of fewer rows than values; each value has a weight of its own."""
+
+    def __init__(self, info: FeatureInfo, dim: int, settings: EncoderSettings) -> None:
+        super().__init__()
+        self.dim = dim
+        self.table = hashed(info.cardinality, dim, settings, padding_idx=PAD)
+        self.weigh(info, settings.sparse_above is not None and info.cardinality > settings.sparse_above)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``[n, W]`` ids, filled up with ``PAD`` → ``[n, d]``."""
+        out: Tensor = (self.weights(ids).unsqueeze(-2) @ self.table(ids)).squeeze(-2)
         return out
 
 

@@ -247,6 +247,7 @@ def _problems(
         "layers": s.layers,
         "rank": 1 if s.rank is None else s.rank,
         "encoders.frequencies": s.encoders.frequencies,
+        "encoders.table_rows": s.encoders.table_rows,
     }
     out += [f"{here}.{k} is {v}; set it to at least 1" for k, v in numbers.items() if v < 1]
     shares = {"dropout": s.dropout, "id_dropout": s.id_dropout}
@@ -256,6 +257,7 @@ def _problems(
         "body": (s.body, ("none", "mlp", "cross")),
         "encoders.numeric": (s.encoders.numeric, ("linear", "periodic")),
         "encoders.vector": (s.encoders.vector, ("linear", "identity")),
+        "encoders.table": (s.encoders.table, ("full", "hashed", "quotient_remainder")),
     }
     out += [f"{here}.{k} is {v!r}; set it to one of {list(c)}" for k, (v, c) in choices.items() if v not in c]
     names = known | {k.value for k in Kind}
@@ -305,7 +307,9 @@ def _history_problems(
     shares["sequence.dropout"] = s.dropout
     out += [f"model.history.{k} is {v}; set it to at least 0 and below 1" for k, v in shares.items() if not 0 <= v < 1]
     if h.length_power is not None and h.pooling not in ("mean", "decay", "lags"):
-        out.append(f"model.history.length_power is of the poolings mean, decay and lags, not of {h.pooling}; set it to null")
+        out.append(
+            f"model.history.length_power is of the poolings mean, decay and lags, not of {h.pooling}; set it to null"
+        )
     if not h.lag_decay > 0:
         out.append(f"model.history.lag_decay is {h.lag_decay}; set it above 0")
     if h.pooling == "sequence" and s.block == "none":

@@ -17,7 +17,7 @@ from towers.features import FIRST, FeatureInfo, Kind
 from towers.model.closed_form.bags import BagWeights
 from towers.model.closed_form.content import fit_tables
 from towers.model.closed_form.interactions import Interactions
-from towers.model.encoders import Bag, Lookup
+from towers.model.encoders import Bag, HashedBag, HashedLookup, Lookup
 from towers.model.ridge import Ridge
 from towers.model.tables import FeatureTable
 from towers.model.tower import Inputs
@@ -113,6 +113,9 @@ def _problems(model: TwoTower, factors: Factors, items: FeatureTable) -> list[st
         ("item", model.item_inputs, factors.item_bags),
         ("user", model.user_inputs, factors.user_bags),
     ):
+        if hashed := [n for n in inputs.names if isinstance(inputs.encoder(n), HashedBag | HashedLookup)]:
+            out.append(f"values of {hashed} share rows, and factors want a row for each; set "
+                       f"model.{side}.encoders.table=full")  # fmt: skip
         texts = [n for n in inputs.names if isinstance(inputs.encoder(n), Bag)]
         if unread := [n for n in bags if n not in texts]:
             out.append(f"init computes tables for {unread}, and of texts and lists the {side} tower reads {texts}; "
