@@ -14,12 +14,14 @@ computes over gathered vectors is counted once too, since the scales have a mean
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.functional import pad
 
 
@@ -91,6 +93,31 @@ ALONE = Ranks()
 def several() -> bool:
     """Whether more than one process trains."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def average_sparse(parameters: Iterable[Parameter]) -> None:
+    """Replace each sparse gradient by its mean over the processes, which all get the rows of all.
+
+    What DDP does for dense gradients, and for sparse ones with gloo only, since NCCL adds none. Called once for an
+    optimiser step, however many batches it accumulates.
+
+    Args:
+        parameters: tables, in the same order everywhere, that DDP has been told to leave alone.
+    """
+    for p in parameters:
+        grad = torch.sparse_coo_tensor(size=p.shape, dtype=p.dtype, device=p.device) if p.grad is None else p.grad
+        grad = grad.coalesce()
+        rows, values = grad.indices()[0], grad.values()
+        sizes = _gather(rows.new_tensor([len(rows)])).flatten().tolist()
+        ranks = Ranks(dist.get_rank(), tuple(sizes))
+        every = ranks.examples(values) / ranks.world
+        p.grad = torch.sparse_coo_tensor(ranks.examples(rows).unsqueeze(0), every, p.shape, check_invariants=False)
+
+
+def broadcast(parameters: Iterable[Parameter]) -> None:
+    """Give every process the first one's values."""
+    for p in parameters:
+        dist.broadcast(p.detach(), 0)
 
 
 def _gather(x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from towers.model import logits, optimisers
 from towers.model.aggregation import Aggregation
 from towers.model.contrast import Contrast, Own, VectorLoss
 from towers.model.embedder import Embedder, history_of, to_device
-from towers.model.gathering import ALONE, Ranks, several
+from towers.model.gathering import ALONE, Ranks, average_sparse, broadcast, several
 from towers.model.losses import Loss, sampled_softmax
 from towers.model.negatives import MakeSampler, Negatives
 from towers.model.optimisers import OptimiserSettings
@@ -114,6 +114,12 @@ class Retrieval(pl.LightningModule):
             raise ConfigError(f"matryoshka {wrong}: prefixes of {model.dim} dimensions lie between 1 and {model.dim}")
         self.prefixes = sorted(set(matryoshka) - {model.dim})
         self.batches_seen = 0
+        self.tables = optimisers.sparse_parameters(model)
+        own = {id(p) for p in self.tables}
+        if any(p.requires_grad and id(p) not in own for p in model.parameters()):  # DDP wants something to do
+            self._ddp_params_and_buffers_to_ignore = [n for n, p in self.named_parameters() if id(p) in own]
+        else:
+            self.tables = []
         if group_weight and data.groups is None:
             raise ConfigError(f"group_weight={group_weight}, but the data have no groups; set items.group, or drop it")
         self.groups, self.group_weight = None if data.groups is None else torch.tensor(data.groups), group_weight
@@ -221,6 +227,16 @@ class Retrieval(pl.LightningModule):
         distinct, place = torch.unique(there, return_inverse=True)
         vectors = torch.nn.functional.embedding(place, self.model.embed_items(self.items(distinct)))
         return Own(vectors, masked, log_q)
+
+    def on_train_start(self) -> None:
+        """Begin with the same tables everywhere: DDP leaves sparse ones alone."""
+        if several():
+            broadcast(self.tables)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Average the sparse gradients over the processes."""
+        if several():
+            average_sparse(self.tables)
 
     def _seed_this_batch(self) -> None:
         self.batches_seen += 1
