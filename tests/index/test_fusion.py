@@ -18,6 +18,7 @@ from tests.index.small_market import DIM, END, Market
 from towers.errors import BundleError, ConfigError, DataError
 from towers.features import Feature, Featurizer, Kind, Ragged
 from towers.index import Fusion, Retriever
+from towers.index.bitmaps import rows_where
 from towers.index.bm25 import Bm25, Terms
 from towers.index.bundle import write_bundle
 from towers.index.fusion import reciprocal_ranks, search_fused
@@ -63,7 +64,7 @@ def test_search_is_the_brute_force_over_what_may_be_shown(seed: int, k: int, met
     allowed, exclude = rng.random(5) < 0.7, Ragged(np.array([0, 1, 1]), np.array([1]))
     bm25, fusion, texts = Bm25(TITLES), Fusion(method, weight=0.7), ["nurse", "head cook"]
     rows, scores = search_fused(
-        vectors, texts, embeddings, bm25, fusion, k, allowed=allowed, exclude=exclude
+        vectors, texts, embeddings, bm25, fusion, k, allowed=rows_where(allowed), exclude=exclude
     )  # fmt: skip
     for q in range(2):
         eligible = [r for r in range(5) if allowed[r] and not (q == 0 and r == 1)]

@@ -17,6 +17,7 @@ from tests.index.small_market import DIM, END, Market
 from towers.errors import BundleError, ConfigError, DataError
 from towers.features import Ragged
 from towers.index import Attribute, Retriever, layout
+from towers.index.bitmaps import rows_where
 from towers.index.bundle import write_bundle
 from towers.index.golden import Golden
 from towers.index.manifest import MANIFEST, SEAL, write_manifest
@@ -159,7 +160,7 @@ def test_match_is_the_brute_force(seed: int, k: int, items: int, share: float) -
     jobs, users = (rng.standard_normal((n, 3)).astype(np.float32) for n in (items, 9))
     allowed = rng.random(9) < share
     exclude = [np.flatnonzero(rng.random(9) < 0.3) for _ in range(items)]
-    rows, scores = match(jobs, users, k, allowed=allowed, exclude=exclude)
+    rows, scores = match(jobs, users, k, allowed=rows_where(allowed), exclude=exclude)
     assert rows.shape == scores.shape == (items, k)
     for m in range(items):
         eligible = [u for u in range(9) if allowed[u] and u not in exclude[m]]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from towers.errors import ConfigError
 from towers.features import Ragged
+from towers.index.bitmaps import rows_where
 from towers.index.recall import check_recall, measure_index, recall_at
 from towers.index.recipes import KINDS, IndexRecipe, build_index
 from towers.index.search import VectorSearch
@@ -39,7 +40,7 @@ def check(
     if exclude is not None:
         offsets = np.cumsum([0, *map(len, exclude)])
         lists = Ragged(offsets, np.array([r for e in exclude for r in e], np.int64))
-    rows, scores = search.search(q, k, allowed=allowed, exclude=lists)
+    rows, scores = search.search(q, k, allowed=None if allowed is None else rows_where(allowed), exclude=lists)
     assert rows.shape == scores.shape == (len(q), k)
     recall = []
     for i in range(len(q)):

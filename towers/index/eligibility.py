@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,41 +15,63 @@ from numpy.typing import NDArray
 from towers.errors import DataError
 from towers.features import IdMap, Ragged
 from towers.features import columns as c
+from towers.index.attributes import AttributeIndex
+from towers.index.bitmaps import Rows
 from towers.index.encoding import user_rows
-from towers.index.filters import Filter, passing
+from towers.index.filter_text import passing
+from towers.index.filters import Filter
 from towers.index.golden import User
 from towers.index.opening import OpenBundle
 
 
-class Liveness:
-    """When the items of a bundle may be recommended.
+class Eligible(NamedTuple):
+    """The items that requests of one moment and one filter may get.
+
+    Attributes:
+        rows: which; None: all.
+        live: how many items are live.
+        passing: how many pass the filter, live or not.
+    """
+
+    rows: Rows | None
+    live: int
+    passing: int
+
+
+class Eligibility:
+    """Which items of a bundle may be recommended. Safe in threads.
 
     Args:
         attributes: ``[N]`` item attributes, with the columns ``posted`` and ``expires`` where there are any.
     """
 
     def __init__(self, attributes: pa.Table) -> None:
-        self._attributes = attributes
-        self._posted = _micros(attributes, c.POSTED, np.iinfo(np.int64).min)
-        self._expires = _micros(attributes, c.EXPIRES, np.iinfo(np.int64).max)
+        self._index = AttributeIndex(attributes)
+        self._bounds = [(name, op) for name, op in ((c.POSTED, ">"), (c.EXPIRES, "<=")) if name in self._index]
+        for name, _ in self._bounds:
+            self._index.column(name)  # every request asks for them
 
-    def allowed(self, condition: Filter | str | None, at: int) -> NDArray[np.bool_] | None:
-        """``[N]`` items that pass a filter and are live; None: all.
+    def at(self, at: int, condition: Filter | str | None = None) -> Eligible:
+        """Items that pass a filter and are live: posted, and not expired. No request gets others.
 
         Args:
-            condition: on the attributes; None: none.
             at: microseconds UTC.
+            condition: on the attributes; None: none.
 
         Raises:
             ConfigError: a filter that does not fit the attributes.
         """
-        allowed = passing(condition, self._attributes)
-        for bound, live in ((self._posted, np.less_equal), (self._expires, np.greater)):
-            if bound is not None:
-                there = live(bound, at)
-                if not there.all():
-                    allowed = there if allowed is None else allowed & there
-        return allowed
+        everything = self._index.everything
+        live = everything
+        for name, not_live in self._bounds:  # an item without the time is live
+            live = live - self._index.column(name).where(not_live, at)
+        passes = passing(condition, self._index)
+        rows = live if passes is None else passes & live
+        return Eligible(
+            None if len(rows) == len(everything) else rows,
+            len(live),
+            len(everything) if passes is None else len(passes),
+        )
 
 
 def exclusions(bundle: OpenBundle, users: Sequence[User], given: Ragged | None) -> Ragged | None:
@@ -91,10 +113,3 @@ def exclude_lists(items: IdMap, exclude: Sequence[Any] | None, queries: int, *, 
 def _ragged(lists: Sequence[NDArray[np.int64]]) -> Ragged:
     offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in lists])]).astype(np.int64)
     return Ragged(offsets, np.concatenate(lists) if lists else np.zeros(0, np.int64))
-
-
-def _micros(table: pa.Table, name: str, null: int) -> NDArray[np.int64] | None:
-    """``[N]`` microseconds of a time column with nulls filled; None if there is no such column."""
-    if name not in table.column_names:
-        return None
-    return np.asarray(table[name].combine_chunks().cast(pa.int64()).fill_null(null).to_numpy(), np.int64)

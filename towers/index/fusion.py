@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from towers.errors import ConfigError, DataError
 from towers.features import Ragged
+from towers.index.bitmaps import Rows, mask_of
 from towers.index.bm25 import Bm25
 
 Floats = NDArray[np.float32]
@@ -139,7 +140,7 @@ def search_fused(
     fusion: Fusion,
     k: int,
     *,
-    allowed: NDArray[np.bool_] | None = None,
+    allowed: Rows | None = None,
     exclude: Ragged | None = None,
 ) -> tuple[NDArray[np.int64], Floats]:
     """The ``k`` best items by both rankings, every item scored by both: no index, and no item is missed.
@@ -151,20 +152,21 @@ def search_fused(
         bm25: over the text of the ``N`` items.
         fusion: how they become one.
         k: results wanted.
-        allowed: ``[N]`` items that any query may get; None: all.
+        allowed: rows of the items that any query may get; None: all.
         exclude: ``[Q]`` lists of rows that this query must not get.
 
     Returns:
         rows ``[Q, k]``, ``-1`` where there are no more, and scores ``[Q, k]``, ``-inf`` there. Ties by row.
     """
     n = len(embeddings)
+    barred = None if allowed is None else ~mask_of(allowed, n)
     rows, best = np.full((len(vectors), k), -1, np.int64), np.full((len(vectors), k), -np.inf, np.float32)
     step = max(1, _BLOCK_BYTES // (4 * max(1, n)))
     for start in range(0, len(vectors), step):
         part = slice(start, min(start + step, len(vectors)))
         scores = np.asarray(vectors[part] @ embeddings.T, np.float32)
-        if allowed is not None:
-            scores[:, ~allowed] = -np.inf
+        if barred is not None:
+            scores[:, barred] = -np.inf
         if exclude is not None:
             first, last = exclude.offsets[part.start], exclude.offsets[part.stop]
             query = np.repeat(np.arange(part.stop - part.start), np.diff(exclude.offsets[part.start : part.stop + 1]))

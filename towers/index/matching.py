@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 
 from towers.errors import ConfigError, DataError
 from towers.features import IdMap
+from towers.index.attributes import AttributeIndex
+from towers.index.bitmaps import Rows, row_numbers
 from towers.index.faiss_setup import faiss
-from towers.index.filters import Filter, passing
+from towers.index.filter_text import passing
+from towers.index.filters import Filter
 from towers.index.opening import OpenBundle
 from towers.index.requests import KnownUsers
 
@@ -32,7 +35,7 @@ def match(
     users: Floats,
     k: int,
     *,
-    allowed: NDArray[np.bool_] | None = None,
+    allowed: Rows | None = None,
     exclude: Sequence[Ints] | None = None,
 ) -> tuple[Ints, Floats]:
     """The ``k`` best users of each item, every user scored.
@@ -41,7 +44,7 @@ def match(
         items: ``[M, D]`` embeddings.
         users: ``[U, D]`` embeddings, possibly memory-mapped.
         k: users wanted.
-        allowed: ``[U]`` users that any item may get; None: all.
+        allowed: rows of the users that any item may get; None: all.
         exclude: ``[M]`` rows of users that this item must not get.
 
     Returns:
@@ -50,7 +53,7 @@ def match(
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ConfigError(f"k is {k!r}; expected a whole number, at least 1")
     rows, best = np.full((len(items), k), -1, np.int64), np.full((len(items), k), -np.inf, np.float32)
-    pool = np.arange(len(users)) if allowed is None else np.flatnonzero(allowed)
+    pool = np.arange(len(users)) if allowed is None else row_numbers(allowed)
     within = users if allowed is None else users[pool]
     dropped = max((len(e) for e in exclude), default=0) if exclude is not None else 0
     wanted = min(k + dropped, len(pool))
@@ -73,11 +76,13 @@ class Matchable:
         ids: external ids.
         known: ``[U]`` users.
         embeddings: ``[U, D]``, possibly memory-mapped.
+        attributes: what they can be filtered by, or None.
     """
 
     ids: IdMap
     known: KnownUsers
     embeddings: Floats
+    attributes: AttributeIndex | None
 
     @classmethod
     def of(cls, bundle: OpenBundle) -> Self:
@@ -92,17 +97,21 @@ class Matchable:
                 where="match",
                 cure="export a model that reads features or histories of users, with match=true",
             )
-        return cls(bundle.user_ids, bundle.known, bundle.known.embeddings)
+        table = bundle.known.attributes
+        attributes = None if table is None else AttributeIndex(table)
+        return cls(bundle.user_ids, bundle.known, bundle.known.embeddings, attributes)
 
-    def passing(self, condition: Filter | str | None) -> NDArray[np.bool_] | None:
-        """``[U]`` users whose attributes pass a filter; None: all, because there is no filter.
+    def passing(self, condition: Filter | str | None) -> Rows | None:
+        """Rows of the users whose attributes pass a filter; None: all, because there is no filter.
 
         Raises:
             ConfigError: the users have no attributes, or the filter does not fit them.
         """
-        if condition is not None and self.known.attributes is None:
+        if condition is None:
+            return None
+        if self.attributes is None:
             raise ConfigError("the users of this bundle have no attributes; set users.attributes in the data config")
-        return None if self.known.attributes is None else passing(condition, self.known.attributes)
+        return passing(condition, self.attributes)
 
     def not_again(self, items: Ints, exclude: Sequence[Any]) -> list[Ints]:
         """``[M]`` rows of the users that each item row must not get: its takers, and excluded ids."""

@@ -40,6 +40,8 @@ class IndexRecipe:
         kind: see above.
         nlist: ivf: cells; 0: 4 √N, but at least 39 items in each.
         nprobe: ivf: cells scanned for a query.
+        probe_growth: ivf: the power by which ``nprobe`` grows when more than ``recall_at`` results are wanted, or the
+            few best that pass a filter. The export measures it; 1, in proportion, is safe and slow.
         m: ivf_pq: sub-vectors, a divisor of D (0: about D / 4); hnsw: neighbours of a node (0: 32).
         rescore: ivf_pq: candidates scored again from the stored embeddings, for each result asked for.
         ef_construction: hnsw: candidates looked at when an item is added.
@@ -55,6 +57,7 @@ class IndexRecipe:
     kind: str = "flat"
     nlist: int = 0
     nprobe: int = 64
+    probe_growth: float = 1.0
     m: int = 0
     rescore: int = 8
     ef_construction: int = 200
@@ -75,6 +78,8 @@ class IndexRecipe:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"index.{name} is {value!r}; expected a whole number, at least {least}")
+        if isinstance(self.probe_growth, bool) or not 0 <= self.probe_growth < math.inf:
+            raise ConfigError(f"index.probe_growth is {self.probe_growth!r}; expected a number, at least 0")
         if not 0 <= self.min_recall <= 1:
             raise ConfigError(f"index.min_recall is {self.min_recall}; expected a share between 0 and 1")
 
@@ -105,6 +110,13 @@ class IndexRecipe:
             if changed["m"] < 2:
                 raise ConfigError("index.m is 1; a graph needs at least 2 neighbours for each node, 32 is usual")
         return IndexRecipe(**{**self.__dict__, **changed})
+
+    def probes(self, depth: float) -> int:
+        """Cells to scan for the best ``depth`` items of all; 0 where the index has none. The recipe is resolved."""
+        if not self.kind.startswith("ivf"):
+            return 0
+        deeper = max(1.0, depth / self.recall_at)
+        return min(self.nlist, math.ceil(self.nprobe * math.pow(deeper, self.probe_growth)))
 
 
 def build_index(vectors: NDArray[np.float32], recipe: IndexRecipe, similarity: Similarity) -> faiss.Index:

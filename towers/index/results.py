@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from towers.features import IdMap
+from towers.index.planner import Plan
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class Results:
             them from an item whose id is ``-1``.
         unknown: ``[Q]`` (one request: a number) items of a raw history that the catalogue does not have;
             they were skipped.
+        plan: how the items were found, and how many were eligible, if ``explain`` was asked for.
     """
 
     ids: NDArray[Any]
     scores: NDArray[np.float32]
     unknown: Any = 0
+    plan: Plan | None = None
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         """The ids, then the scores."""
@@ -44,6 +47,7 @@ def answers(
     *,
     one: bool,
     unknown: NDArray[np.int64] | None = None,
+    plan: Plan | None = None,
 ) -> Results:
     """Rows as external ids; for one request without the places that are left.
 
@@ -53,9 +57,10 @@ def answers(
         scores: ``[Q, k]``.
         one: whether one request was made, not a list of them.
         unknown: ``[Q]``, see ``Results``; None: none.
+        plan: see ``Results``.
     """
     unknown = np.zeros(len(rows), np.int64) if unknown is None else unknown
     if not one:
-        return Results(ids.external(rows), scores, unknown)
+        return Results(ids.external(rows), scores, unknown, plan)
     there = rows[0] >= 0
-    return Results(ids.external(rows[0][there]), scores[0][there], int(unknown[0]))
+    return Results(ids.external(rows[0][there]), scores[0][there], int(unknown[0]), plan)

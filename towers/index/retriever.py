@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from towers.errors import DataError
 from towers.features import Encoders, Ragged, open_encoder
 from towers.index import layout
-from towers.index.eligibility import Liveness, exclude_lists, exclusions
+from towers.index.eligibility import Eligibility, Eligible, exclude_lists, exclusions
 from towers.index.encoding import Contexts, Users, When, contexts, many, moment_of, query_vectors, user_rows
 from towers.index.faiss_setup import faiss
 from towers.index.filters import Filter
@@ -24,6 +26,7 @@ from towers.index.fusion import Fusion, Lexical, search_fused
 from towers.index.golden import replay, replay_matches
 from towers.index.matching import Matchable, match
 from towers.index.opening import OpenBundle, open_bundle
+from towers.index.planner import Plan
 from towers.index.results import Results, answers
 
 
@@ -36,7 +39,7 @@ class Retriever:
     def __init__(self, bundle: OpenBundle) -> None:
         self._bundle = bundle
         self._lexical = Lexical(bundle.attributes)
-        self._live = Liveness(bundle.attributes)
+        self._eligibility = Eligibility(bundle.attributes)
 
     @classmethod
     def open(
@@ -100,6 +103,7 @@ class Retriever:
         at: When | None = None,
         context: Contexts | None = None,
         fuse: Fusion | None = None,
+        explain: bool = False,
     ) -> Results:
         """The ``k`` best eligible items for one user or many.
 
@@ -116,6 +120,7 @@ class Retriever:
             context: context features of the request (the query's text) for ids of known users: a mapping, or for
                 many users a list of them. A raw user has them among its own fields.
             fuse: rank by BM25 over the items' text too, see ``fusion``. Every item is then scored by both.
+            explain: say in ``Results.plan`` how the items were found and how many were eligible.
 
         Raises:
             DataError: an unknown user id, or a field that cannot be encoded; names it.
@@ -126,15 +131,17 @@ class Retriever:
         asked = contexts(self._bundle, asking, context, one=one)
         vectors, unknown = query_vectors(self._bundle, asking, now, asked)
         mine = exclusions(self._bundle, asking, self._excluded(exclude, len(asking), one))
-        allowed = self._live.allowed(filter, now)
+        eligible = self._eligibility.at(now, filter)
         if fuse is None:
-            rows, scores = self._bundle.search.search(vectors, k, allowed=allowed, exclude=mine)
+            (rows, scores), plan = self._bundle.search.explained(vectors, k, allowed=eligible.rows, exclude=mine)
         else:
             texts, bm25 = [fuse.words(a) for a in asked], self._lexical.over(fuse.text)
             rows, scores = search_fused(
-                vectors, texts, self._bundle.search.embeddings, bm25, fuse, k, allowed=allowed, exclude=mine
+                vectors, texts, self._bundle.search.embeddings, bm25, fuse, k, allowed=eligible.rows, exclude=mine
             )
-        return answers(self._bundle.items, rows, scores, one=one, unknown=unknown)
+            plan = Plan("exact", len(self), len(self) if eligible.rows is None else len(eligible.rows), 0, k)
+        told = _told(plan, eligible) if explain else None
+        return answers(self._bundle.items, rows, scores, one=one, unknown=unknown, plan=told)
 
     def search(
         self,
@@ -145,6 +152,7 @@ class Retriever:
         filter: Filter | str | None = None,
         at: When | None = None,
         exact: bool = False,
+        explain: bool = False,
     ) -> Results:
         """The ``k`` best eligible items for query vectors.
 
@@ -155,6 +163,7 @@ class Retriever:
             filter: as in ``recommend``.
             at: as in ``recommend``.
             exact: score every eligible item instead of asking the index.
+            explain: as in ``recommend``.
 
         Raises:
             ConfigError: vectors that are not of the model's space: another dimension, not finite, or, where the
@@ -165,10 +174,12 @@ class Retriever:
         queries = queries[None] if one else queries
         if queries.ndim == 2:
             self._bundle.similarity.check(queries, "query vectors")
-        allowed = self._live.allowed(filter, moment_of(self._bundle, at))
+        eligible = self._eligibility.at(moment_of(self._bundle, at), filter)
         mine = self._excluded(exclude, len(queries), one)
-        rows, scores = self._bundle.search.search(queries, k, allowed=allowed, exclude=mine, exact=exact)
-        return answers(self._bundle.items, rows, scores, one=one)
+        (rows, scores), plan = self._bundle.search.explained(
+            queries, k, allowed=eligible.rows, exclude=mine, exact=exact
+        )
+        return answers(self._bundle.items, rows, scores, one=one, plan=_told(plan, eligible) if explain else None)
 
     def similar(self, item: Any, k: int = 10, *, filter: Filter | str | None = None, at: When | None = None) -> Results:
         """The ``k`` items whose embeddings score highest with this item's, without itself.
@@ -207,7 +218,7 @@ class Retriever:
         """
         asking, one = many(items)
         rows = self._item_rows(asking)
-        users = Matchable.of(self._bundle)
+        users = self._users
         vectors = np.asarray(self._bundle.search.embeddings[rows], np.float32)
         allowed, mine = users.passing(filter), users.not_again(rows, exclude or [])
         found, scores = match(vectors, users.embeddings, k, allowed=allowed, exclude=mine)
@@ -238,6 +249,10 @@ class Retriever:
         table = None if known is None else known.attributes
         return pa.table({}) if table is None else table.take(pa.array(rows))
 
+    @cached_property
+    def _users(self) -> Matchable:
+        return Matchable.of(self._bundle)
+
     def _item_rows(self, items: Sequence[Any] | NDArray[Any]) -> NDArray[np.int64]:
         rows = self._bundle.items.rows(items)
         if (rows < 0).any():
@@ -247,3 +262,8 @@ class Retriever:
 
     def _excluded(self, exclude: Sequence[Any] | None, queries: int, one: bool) -> Ragged | None:
         return exclude_lists(self._bundle.items, exclude, queries, one=one)
+
+
+def _told(plan: Plan, eligible: Eligible) -> Plan:
+    """The plan with the counts of the filter and the moment."""
+    return replace(plan, live=eligible.live, passing=eligible.passing)

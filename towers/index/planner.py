@@ -1,0 +1,141 @@
+"""Three ways to the best eligible items, and which is the shortest for a request.
+
+``N`` items, ``E`` of them eligible, ``p = E / N``, ``Q`` queries, ``D`` dimensions, ``k`` results.
+
+=======  ======================================================================  ==================================
+route    what is done                                                            shortest when
+=======  ======================================================================  ==================================
+exact    every eligible item is scored, and no other is looked at                few pass, or many queries share them
+probe    the cells of an IVF index are scanned for eligible items, the more of   some pass
+         them the fewer pass
+index    the index is asked for more than ``k``, and what is not eligible        most pass
+         dropped
+=======  ======================================================================  ==================================
+
+The bitmaps know ``E`` exactly: nothing about it is estimated. Times are: each route is so many steps of a few kinds,
+and the constants say what a step takes. Where routes cross they take about equally long, so that a machine on which the
+constants are off by a quarter loses little.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from towers.index.recipes import IndexRecipe
+
+Route = Literal["exact", "probe", "index"]
+FEW_QUERIES = 4  # up to so many, eligible embeddings are scored where they lie; for more they are copied together once
+
+# Nanoseconds on one core, for a dimension …
+_ROW = 0.6  # … of an embedding scored where it lies, anywhere in memory
+_COPY = 1.0  # … of an embedding copied
+_PRODUCT = 0.08  # … of a matrix product
+_SCAN = 0.35  # … of an embedding scored in a row of others
+# … and for
+_CELL = 0.5  # … a dimension of a cell's centre
+_CODE = 1.0  # … a byte of a product-quantised vector
+_CHECK = 5.0  # … asking whether an item is eligible
+_SURPRISE = 50.0  # … an answer that the processor did not foresee
+_PLACE = 250.0  # … a place among the results, kept in order
+_BITS = 100_000.0  # … a bitmap as FAISS reads it, and a look at where the eligible items lie
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a request was, or is to be, answered.
+
+    Attributes:
+        route: see above.
+        items: in the catalogue.
+        eligible: of those, before what single requests exclude.
+        excluded: the most items that one request excludes.
+        fetch: results that the route is asked for, of which the best eligible ``k`` are kept.
+        nprobe: cells scanned for a query; 0 where none are.
+        completed: queries for which all eligible items were scored after all, because results came out short or the
+            eligible items lie elsewhere than in the cells scanned.
+        live: items posted and not expired at the moment of the request; None if nobody has asked.
+        passing: items that pass its filter, live or not; None if nobody has asked.
+    """
+
+    route: Route
+    items: int
+    eligible: int
+    excluded: int
+    fetch: int
+    nprobe: int = 0
+    completed: int = 0
+    live: int | None = None
+    passing: int | None = None
+
+
+def plan(
+    recipe: IndexRecipe, items: int, dim: int, eligible: int, k: int, *, excluded: int = 0, queries: int = 1,
+    exact: bool = False,
+) -> Plan:  # fmt: skip
+    """The shortest route.
+
+    Args:
+        recipe: of the index, resolved.
+        items: ``N``.
+        dim: ``D``.
+        eligible: ``E``.
+        k: results wanted.
+        excluded: the most items that one query excludes, eligible or not.
+        queries: ``Q``; they share the eligible items.
+        exact: nothing but exact will do.
+    """
+    wanted = min(k + excluded, eligible)
+    routes = [(_exact(items, eligible, dim, queries), Plan("exact", items, eligible, excluded, wanted))]
+    if eligible and not exact:
+        share = eligible / items
+        depth = wanted / share  # as deep in the ranking of all items lie the best eligible ones
+        fetch = wanted if eligible == items else min(items, math.ceil((wanted + 3 * math.sqrt(wanted)) / share))
+        nprobe = recipe.probes(depth if eligible == items else fetch)
+        over = Plan("index", items, eligible, excluded, fetch, nprobe)
+        routes.append((_index(recipe, items, dim, over, queries), over))
+        if nprobe and eligible < items:
+            probe = Plan("probe", items, eligible, excluded, wanted, recipe.probes(depth))
+            routes.append((_probe(recipe, items, dim, probe, queries), probe))
+    if eligible == items and not exact:
+        routes = routes[1:]  # it was measured when it was built, and chosen
+    return min(routes, key=lambda r: r[0])[1]
+
+
+def _exact(items: int, eligible: int, dim: int, queries: int) -> float:
+    if eligible == items:
+        return items * dim * (_SCAN * queries if queries <= FEW_QUERIES else _PRODUCT * queries)
+    return eligible * dim * (_ROW * queries if queries <= FEW_QUERIES else _COPY + _PRODUCT * queries)
+
+
+def _index(recipe: IndexRecipe, items: int, dim: int, plan: Plan, queries: int) -> float:
+    places = plan.fetch * _PLACE
+    if recipe.kind == "flat":
+        return _exact(items, items, dim, queries) + queries * places
+    if recipe.kind == "hnsw":
+        visited = recipe.ef_search * max(1.0, plan.fetch / recipe.recall_at) * recipe.m
+        return queries * (visited * dim * _ROW + places)
+    scanned = items * plan.nprobe / recipe.nlist
+    return queries * (_cells(recipe, dim) + scanned * _scored(recipe, dim) + _kept(recipe, dim, plan.fetch))
+
+
+def _probe(recipe: IndexRecipe, items: int, dim: int, plan: Plan, queries: int) -> float:
+    share = plan.eligible / items
+    scanned = items * plan.nprobe / recipe.nlist
+    each = _CHECK + _SURPRISE * math.sqrt(share * (1 - share)) + share * _scored(recipe, dim)
+    return _BITS + queries * (_cells(recipe, dim) + scanned * each + _kept(recipe, dim, plan.fetch))
+
+
+def _cells(recipe: IndexRecipe, dim: int) -> float:
+    return recipe.nlist * dim * _CELL
+
+
+def _scored(recipe: IndexRecipe, dim: int) -> float:
+    return recipe.m * _CODE if recipe.kind == "ivf_pq" else dim * _SCAN
+
+
+def _kept(recipe: IndexRecipe, dim: int, fetch: int) -> float:
+    if recipe.kind != "ivf_pq":
+        return fetch * _PLACE
+    return fetch * recipe.rescore * (_PLACE + dim * _ROW)
