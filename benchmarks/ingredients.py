@@ -13,6 +13,7 @@ class Ablation:
     overrides: tuple[str, ...] = ()
 
 
+_UNTRAINED = ("title", "city", "state", "company")
 _SEQUENCES = [
     Ablation("start from the sequence-kNN matrix", ("init=none",)),
     Ablation("training", ("trainer.max_epochs=0",)),
@@ -27,7 +28,50 @@ _SEQUENCES = [
     Ablation("uniform negatives: all items", ("negatives=full",)),
     Ablation("width 512: 128", ("model.dim=128",)),
 ]
+_FOLD_IN = Ablation("users folded in: their mean", ("model.blocks.ials.history.pooling=mean",))
+_BALANCED = Ablation("weights of scores with a spread of 1: as they come", ("model.balanced=false",))
+_CLICKS = [
+    Ablation("iALS", ("~model.blocks.ials", "~init.ials")),
+    Ablation("truncated SVD", ("~model.blocks.svd", "~init.svd", "~model.weights.svd")),
+    _FOLD_IN,
+    _BALANCED,
+    Ablation("width 256: 64", ("model.blocks.ials.dim=64", "model.blocks.svd.dim=64")),
+]
 ABLATIONS: dict[str, list[Ablation]] = {
+    "xing16_blocks": [
+        Ablation("concepts in iALS", ("init.ials.content=null",)),
+        Ablation("concepts beside iALS", ("~model.blocks.content", "~model.weights.content")),
+        Ablation(
+            "concepts at all", ("init.ials.content=null", "~model.blocks.content", "~model.weights.content")
+        ),
+        _FOLD_IN,
+        _BALANCED,
+        Ablation("width 256: 64", ("model.blocks.ials.dim=64",)),
+    ],
+    "gowalla_blocks": _CLICKS,
+    "amazon_cds_blocks": _CLICKS,
+    "xing16_coldjob": [
+        Ablation("closed form", ("~model.blocks.collective", "~init.collective", "~model.weights.collective",
+                                 "model.apart=[]")),
+        Ablation("training", ("trainer.max_epochs=0",)),
+        Ablation("1,024 negatives: 128", ("negatives.n=128",)),
+        Ablation("uniform negatives: by popularity, corrected", ("negatives=popularity", "negatives.n=1024")),
+        Ablation("uniform negatives: in the batch, corrected", ("negatives=in_batch",)),
+        Ablation("temperature 1: .3", ("model.blocks.content.similarity.temperature=0.3",)),
+    ],
+    "jobviews_blocks": [
+        Ablation("training", ("trainer.max_epochs=0",)),
+        *(
+            Ablation(f"untrained {name}", (f"~model.blocks.{name}", f"~model.weights.{name}", *more,
+                                           f"model.apart=[{','.join(n for n in _UNTRAINED if n != name)}]"))
+            for name in _UNTRAINED
+            for more in [("~init.title",) if name == "title" else ()]
+        ),
+        Ablation("recency: mean", ("model.blocks.hybrid.history.pooling=mean",)),
+        Ablation("all jobs as negatives: in the batch", ("negatives=in_batch",)),
+        Ablation("all jobs as negatives: 512", ("negatives=uniform", "negatives.n=512")),
+        Ablation("temperature .05: .2", ("model.similarity.temperature=0.2",)),
+    ],
     "amazon_beauty": _SEQUENCES,
     "amazon_sports": _SEQUENCES,
-}
+}  # fmt: skip

@@ -195,11 +195,11 @@ METHODS = {
     "melo": [Method("melo", quick=_EPOCH), Method("melo_sentences", chosen=True, quick=_EPOCH, needs=_SENTENCES)],
     "melo_titles": [
         Method("melo_titles", quick=_EPOCH),
-        Method("melo_titles_sentences", chosen=True, quick=_EPOCH, needs=_SENTENCES),
+        Method("melo_titles_sentences", chosen=True, needs=_SENTENCES),
     ],
     "melo_pooled": [
         Method("melo_pooled", quick=_EPOCH),
-        Method("melo_pooled_sentences", chosen=True, quick=_EPOCH, needs=_SENTENCES),
+        Method("melo_pooled_sentences", chosen=True, needs=_SENTENCES),
     ],
     "ml_100k": [
         _baseline("ml_100k_popularity"),

@@ -1,0 +1,51 @@
+"""The rows of the quality tables: each names a committed experiment, and an ablation takes something out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from benchmarks.ingredients import ABLATIONS, Ablation
+from benchmarks.protocols import METHODS, PROTOCOLS, Method
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ROWS = [(protocol, method) for protocol, methods in METHODS.items() for method in methods]
+TAKEN_OUT = [(experiment, ablation) for experiment, ablations in ABLATIONS.items() for ablation in ablations]
+
+
+@pytest.fixture(autouse=True)
+def hydra() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        yield
+
+
+def quick(experiment: str, *overrides: str) -> DictConfig:
+    method = next(m for methods in METHODS.values() for m in methods if m.experiment == experiment)
+    return compose("train", [f"experiment={experiment}", *method.quick, *overrides])
+
+
+@pytest.mark.parametrize(("protocol", "method"), ROWS, ids=lambda x: getattr(x, "name", x))
+def test_a_row_and_its_quick_variant_compose(protocol: str, method: Method) -> None:
+    experiment = method.experiment
+    whole = compose("train", [f"experiment={experiment}"])
+    assert protocol.startswith(whole.data.name.removesuffix("_sentences")), "it is measured on the protocol's data"
+    if method.quick:
+        assert quick(experiment) != whole
+
+
+def test_goals_are_those_of_one_chosen_method() -> None:
+    for name, protocol in PROTOCOLS.items():
+        assert sum(m.chosen for m in METHODS[name]) == 1, name
+        assert {key.split("/")[0].partition(":")[0] for key, _ in protocol.goals} <= set(protocol.tasks)
+        assert {key for key, _ in protocol.stretch} >= {key for key, _ in protocol.goals} or not protocol.stretch
+
+
+@pytest.mark.parametrize(("experiment", "ablation"), TAKEN_OUT, ids=lambda x: getattr(x, "label", x))
+def test_an_ablation_changes_the_recipe(experiment: str, ablation: Ablation) -> None:
+    assert quick(experiment, *ablation.overrides) != quick(experiment)
