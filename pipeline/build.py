@@ -74,6 +74,7 @@ def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | N
         matryoshka=tuple(config.get("matryoshka", ())),
         impression_weight=config.get("impression_weight", 1.0),
         group_weight=config.get("group_weight", 0.0),
+        grad_cache=config.get("grad_cache"),
         ks=tuple(config.ks),
         seed=config.seed,
     )

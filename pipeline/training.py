@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from data.module import RetrievalData
 from data.prepared import PreparedDataset
-from pipeline import build, fitting
+from pipeline import build, fitting, memory
 from pipeline.console import say
 from pipeline.datasets import dataset_of, dataset_spec, ensure_prepared
 from pipeline.evaluating import evaluate_run
@@ -71,11 +71,14 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
             c for c in (ProgressBar(), Throughput(), StopOnNonFiniteLoss(), last, best, stop) if isinstance(c, Callback)
         ],
     )
+    held = memory.report(config, dataset, trainer.strategy.root_device, trainer.world_size)
+    held.check()
     epochs = config.schedule_epochs or trainer.max_epochs or 1
     steps = _steps(module_data, trainer, int(epochs))
     module = build.retrieval(config, dataset, steps)
     if trainer.is_global_zero:
         say(_summary(module_data, module, run, trainer.world_size))
+        say(str(held))
     resume = run.checkpoints / "last.ckpt"
     resumes = bool(config.resume) and resume.is_file()
     if not resumes:

@@ -105,9 +105,11 @@ def average_sparse(parameters: Iterable[Parameter]) -> None:
         parameters: tables, in the same order everywhere, that DDP has been told to leave alone.
     """
     for p in parameters:
-        grad = torch.sparse_coo_tensor(size=p.shape, dtype=p.dtype, device=p.device) if p.grad is None else p.grad
-        grad = grad.coalesce()
-        rows, values = grad.indices()[0], grad.values()
+        if p.grad is None:
+            rows, values = torch.zeros(0, dtype=torch.int64, device=p.device), p.new_zeros(0, *p.shape[1:])
+        else:
+            grad = p.grad.coalesce()
+            rows, values = grad.indices()[0], grad.values()
         sizes = _gather(rows.new_tensor([len(rows)])).flatten().tolist()
         ranks = Ranks(dist.get_rank(), tuple(sizes))
         every = ranks.examples(values) / ranks.world

@@ -69,6 +69,8 @@ class LightGCN(RetrievalModel):
         ConfigError: fewer than 0 layers, ``dim`` below 1, or a side without an id.
     """
 
+    row_by_row = False
+
     def __init__(
         self,
         user_infos: Sequence[FeatureInfo],

@@ -26,6 +26,7 @@ from towers.model.aggregation import Aggregation
 from towers.model.contrast import Contrast, Own, VectorLoss
 from towers.model.embedder import Embedder, history_of, to_device
 from towers.model.gathering import ALONE, Ranks, average_sparse, broadcast, several
+from towers.model.grad_cache import embed_examples, embed_rows
 from towers.model.losses import Loss, sampled_softmax
 from towers.model.negatives import MakeSampler, Negatives
 from towers.model.optimisers import OptimiserSettings
@@ -81,6 +82,7 @@ class Retrieval(pl.LightningModule):
             Learning", Kusupati et al., 2022): the loss is the mean of theirs and that of the whole vector.
         impression_weight: of a second term, where batches hold impressions: which of the jobs shown was chosen.
         group_weight: of the mean of an item's group in the item's vector, outside training: see ``Embedder``.
+        grad_cache: rows embedded at once in training, and again on the way back (see ``grad_cache``); None: all.
         ks: cut-offs of the validation metrics.
         seed: of all randomness in training steps.
     """
@@ -98,6 +100,7 @@ class Retrieval(pl.LightningModule):
         matryoshka: Sequence[int] = (),
         impression_weight: float = 1.0,
         group_weight: float = 0.0,
+        grad_cache: int | None = None,
         ks: Sequence[int] = (10, 20, 100),
         seed: int = 0,
     ) -> None:
@@ -113,6 +116,10 @@ class Retrieval(pl.LightningModule):
         if wrong := [d for d in matryoshka if not 1 <= d <= model.dim]:
             raise ConfigError(f"matryoshka {wrong}: prefixes of {model.dim} dimensions lie between 1 and {model.dim}")
         self.prefixes = sorted(set(matryoshka) - {model.dim})
+        if grad_cache is not None and (grad_cache < 1 or not model.row_by_row):
+            cure = "set it to at least 1" if grad_cache < 1 else f"a {type(model).__name__} cannot; set it to null"
+            raise ConfigError(f"grad_cache is {grad_cache}, and rows are to be embedded in parts: {cure}")
+        self.grad_cache = grad_cache
         self.batches_seen = 0
         self.tables = optimisers.sparse_parameters(model)
         own = {id(p) for p in self.tables}
@@ -153,7 +160,7 @@ class Retrieval(pl.LightningModule):
         self.sampler.refresh(self.batches_seen - 1, lambda rows: self.embedder().embed_items(rows.cpu().numpy()))
         draw = self.draw(batch, ranks)
         columns = logits.item_columns(draw.rows, len(self.items))
-        query = self.embed_users(batch)  # [B, D]
+        query = embed_examples(self.embed_users, batch, self.grad_cache)  # [B, D]
         positive, candidates = self.embed_items(batch.item, draw.rows, columns, ranks)  # [B, D], [N, D]
         return Contrast(
             batch,
@@ -205,10 +212,14 @@ class Retrieval(pl.LightningModule):
         """``[B, D]`` and ``[N, D]`` with gradients; each item once if the draw holds the positives."""
         share = ranks.share(rows)
         if self.sampler.holds_positives:
-            candidates = ranks.join(self.model.embed_items(self.items(share)), len(rows))
+            candidates = ranks.join(self.embed_item_rows(share), len(rows))
             return torch.nn.functional.embedding(columns[positives], candidates), candidates
-        both = self.model.embed_items(self.items(torch.cat([positives, share])))
+        both = self.embed_item_rows(torch.cat([positives, share]))
         return both[: len(positives)], ranks.join(both[len(positives) :], len(rows))
+
+    def embed_item_rows(self, rows: Tensor) -> Tensor:
+        """``[n]`` → ``[n, D]`` with gradients."""
+        return embed_rows(lambda part: self.model.embed_items(self.items(part)), rows, self.grad_cache)
 
     def own(self, batch: Batch, rows: Tensor, log_q: Tensor | None = None) -> Own:
         """Candidates of each example's own, with gradients; each item once.
@@ -225,7 +236,7 @@ class Retrieval(pl.LightningModule):
             dead = logits.not_live(batch.time, posted, expires)
             masked = masked if dead is None else masked | dead
         distinct, place = torch.unique(there, return_inverse=True)
-        vectors = torch.nn.functional.embedding(place, self.model.embed_items(self.items(distinct)))
+        vectors = torch.nn.functional.embedding(place, self.embed_item_rows(distinct))
         return Own(vectors, masked, log_q)
 
     def on_train_start(self) -> None:

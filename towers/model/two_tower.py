@@ -31,8 +31,10 @@ class RetrievalModel(nn.Module):
         user_infos: the user features that are read; ``item_infos`` and ``context_infos`` likewise.
         heads: queries and calibrations of actions, in training, or None.
         mixture: a second stage that orders anew what the inner product retrieves, or None.
+        row_by_row: whether a vector depends on its own row alone, so that rows can be embedded in parts.
     """
 
+    row_by_row = True
     dim: int
     history_dim: int
     n_actions: int

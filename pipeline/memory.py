@@ -1,0 +1,85 @@
+"""The memory report of a run, from its config and its data, before the model is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import hydra.utils
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from data.prepared import PreparedDataset
+from towers.features import FeatureInfo
+from towers.model import memory
+from towers.model.memory import MemoryReport, Step
+from towers.model.mining import Mined
+from towers.model.negatives import CrossBatch, InBatch, Sampler
+from towers.model.two_tower import RetrievalModel
+from towers.model.vector_losses import ChunkedSoftmax
+
+
+def report(config: DictConfig, dataset: PreparedDataset, device: torch.device, world: int = 1) -> MemoryReport:
+    """What this run will hold at its peak, on one device.
+
+    Args:
+        config: the composed config of a trained model.
+        dataset: the prepared dataset.
+        device: where it trains.
+        world: processes.
+    """
+    infos = [dataset.featurizer(side).infos for side in ("user", "item", "context")]
+
+    def build() -> RetrievalModel:
+        model: RetrievalModel = hydra.utils.instantiate(config.model)(*infos, len(dataset.schema.actions))
+        return model
+
+    with torch.device("meta"):
+        model = build()
+    events = torch.from_numpy(dataset.events("item"))
+    sampler: Sampler = hydra.utils.instantiate(config.negatives)(events)
+    step = _step(config, model, sampler, events, world, dataset.schema.history_length)
+    read = [
+        _bytes(model.user_infos, len(dataset.users)),
+        _bytes(model.item_infos, len(dataset.items)),
+        _bytes(model.context_infos, len(dataset.contexts)),
+        *(b.numel() * b.element_size() for b in sampler.buffers()),
+    ]
+    free = memory.free_bytes(device)
+    if free is not None and device.type == "cpu":
+        free //= world  # all of them live here
+    return memory.report(
+        model,
+        hydra.utils.instantiate(config.optimiser),
+        step,
+        features=sum(read),
+        activations=memory.activation_bytes(build, step) if model.row_by_row else None,
+        free=free,
+    )
+
+
+def _step(config: DictConfig, model: RetrievalModel, sampler: Sampler, events: Tensor, world: int, length: int) -> Step:
+    """How much one process looks at in a step."""
+    examples, support = int(config.batch_size), events.nonzero().squeeze(1)
+    for part in sampler.modules():
+        if isinstance(part, CrossBatch):
+            part.remembered = len(part.memory)  # once it is full
+    drawn = int(sampler.inclusion(support, examples * world).sum())  # the expected size: what an inclusion means
+    own = (sampler.n if isinstance(sampler, Mined) else 0) + int(config.get("impressions", 0))
+    loss: Any = hydra.utils.instantiate(config.loss)
+    at_once = min(drawn, loss.chunk) if isinstance(loss, ChunkedSoftmax) else drawn
+    past = InBatch(events).inclusion(support, examples * length + 1).sum() if model.history_dim else 0
+    return Step(
+        examples=examples,
+        candidates=-(-drawn // world) + (0 if sampler.holds_positives else examples) + examples * own,
+        histories=int(past),
+        length=length,
+        pairs=examples * (at_once + own),
+        chunk=config.get("grad_cache"),
+    )
+
+
+def _bytes(infos: Sequence[FeatureInfo], rows: int) -> int:
+    """Of encoded features: four for each number."""
+    return sum(4 * rows * max(i.width, 1) for i in infos)

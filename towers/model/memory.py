@@ -1,0 +1,248 @@
+"""What training will hold in memory, worked out before anything is allocated.
+
+Shapes: ``B`` examples, ``N`` expected candidates of a step, ``L`` history length, ``d`` width of a table.
+
+===========  ==========================================================================================
+weights      all parameters
+gradients    as large, but for sparse tables: the rows that a step looks up, three times (as they come, sorted, summed)
+state        AdamW and SparseAdam: two numbers for each weight; row-wise Adagrad: one for each row
+features     the encoded users and items, what the sampler keeps
+activations  what the towers keep for the backward pass, measured without storage, and the logits: an estimate
+===========  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from towers.errors import ConfigError
+from towers.features import FeatureInfo
+from towers.model.history import HistoryInputs
+from towers.model.optimisers import OptimiserSettings, sparse_parameters
+from towers.model.two_tower import RetrievalModel
+
+GIB = 2**30
+_LOGITS = 12  # bytes for each pair of an example and a candidate: scores, their exponentials, masks and slack
+_PROBE = 64  # rows on which activations are measured
+
+
+@dataclass(frozen=True)
+class Step:
+    """How much a training step looks at.
+
+    Attributes:
+        examples: ``B``.
+        candidates: ``N``, and the positives if they are embedded beside them.
+        histories: distinct items of the batch's histories, at most.
+        length: ``L``.
+        pairs: logits that are held at once, at most ``B · N``.
+        chunk: rows that are embedded at once (GradCache); None: all.
+    """
+
+    examples: int
+    candidates: int
+    histories: int = 0
+    length: int = 1
+    pairs: int = 0
+    chunk: int | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of a table, or of everything else that is trained."""
+
+    name: str
+    shape: tuple[int, ...]
+    weights: int
+    gradients: int
+    state: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of the three."""
+        return self.weights + self.gradients + self.state
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Bytes of a training run, at its peak.
+
+    Attributes:
+        parts: one for each table, the largest first, then one for what is no table.
+        features: encoded users and items and what the sampler keeps.
+        activations: of a step; None: not known.
+        free: bytes of the device that are free now; None: not known.
+    """
+
+    parts: tuple[Part, ...]
+    features: int = 0
+    activations: int | None = 0
+    free: int | None = field(default=None, compare=False)
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(p.total for p in self.parts) + self.features + (self.activations or 0)
+
+    def __str__(self) -> str:
+        """One line."""
+        w, g, s = (sum(getattr(p, k) for p in self.parts) for k in ("weights", "gradients", "state"))
+        told = [f"weights {size(w)}", f"gradients {size(g)}", f"optimiser {size(s)}", f"features {size(self.features)}"]
+        told.append("activations unknown" if self.activations is None else f"activations ~{size(self.activations)}")
+        tables = [
+            f"{p.name} {' x '.join(f'{n:,}' for n in p.shape)} {size(p.total)}" for p in self.parts[:3] if p.shape
+        ]
+        free = "" if self.free is None else f" of {size(self.free)} free"
+        return f"memory {size(self.total)}{free}: {', '.join(told)}" + ("; " + ", ".join(tables) if tables else "")
+
+    def check(self) -> None:
+        """Refuse what cannot fit.
+
+        Raises:
+            ConfigError: it needs more than is free; with the largest part, and what makes it smaller.
+        """
+        if self.free is None or self.total <= self.free:
+            return
+        largest = max(self.parts, key=lambda p: p.total)
+        if (self.activations or 0) > largest.total:
+            cure = "lower batch_size or the number of negatives, or set grad_cache=1024 and loss=chunked_softmax"
+        elif not largest.shape:
+            cure = "lower model.dim, width or layers"
+        elif largest.gradients >= largest.weights:
+            cure = f"set sparse_above below {largest.shape[0]} in that tower's encoders: row-wise Adagrad holds no more"
+        else:
+            cure = (
+                "set table=hashed or quotient_remainder and a smaller table_rows in that tower's encoders, or lower dim"
+            )
+        raise ConfigError(f"training does not fit into memory\n  {self}\n  cure: {cure}")
+
+
+def report(
+    model: RetrievalModel,
+    optimiser: OptimiserSettings,
+    step: Step,
+    *,
+    features: int = 0,
+    activations: int | None = 0,
+    free: int | None = None,
+) -> MemoryReport:
+    """Add up what training holds.
+
+    Args:
+        model: may be built under ``torch.device("meta")``, where nothing has storage yet.
+        optimiser: whose state counts.
+        step: what is looked up at once.
+        features: bytes of the encoded tables.
+        activations: bytes, from ``activation_bytes``.
+        free: bytes of the device that are free.
+    """
+    own = {id(p) for p in sparse_parameters(model)}
+    widths = {i.name: max(i.width, 1) for i in (*model.user_infos, *model.context_infos, *model.item_infos)}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    parts, rest = [], Part("other weights", (), 0, 0, 0)
+    for name, p in model.named_parameters():
+        weights = p.numel() * p.element_size()
+        gradients, state = (weights, 2 * weights) if p.requires_grad else (0, 0)
+        if id(p) in own:
+            gradients = 3 * _lookups(name, widths, step) * (p.element_size() * p.shape[1] + 8)
+            state = p.shape[0] * p.element_size() if optimiser.table_optimiser == "rowwise_adagrad" else 2 * weights
+        if id(p) in tables:
+            parts.append(Part(_short(name), tuple(p.shape), weights, gradients, state))
+        else:
+            rest = Part(rest.name, (), rest.weights + weights, rest.gradients + gradients, rest.state + state)
+    parts.sort(key=lambda part: -part.total)
+    return MemoryReport((*parts, rest), features, activations, free)
+
+
+def activation_bytes(build: Callable[[], RetrievalModel], step: Step) -> int:
+    """What a step keeps for its backward pass, an estimate.
+
+    A few rows go through the towers without storage; what autograd saves of them is proportional to their number.
+
+    Args:
+        build: makes the model; called under ``torch.device("meta")``.
+        step: what is embedded and compared.
+    """
+    with torch.device("meta"):
+        model = build().train()
+        items = saved_bytes(model, lambda: model.embed_items(_inputs(model.item_infos, _PROBE))) / _PROBE
+        history, past = None, 0.0
+        if model.history_dim:
+            past = saved_bytes(model, lambda: model.history_inputs(_inputs(model.item_infos, _PROBE))) / _PROBE
+            shape = (_PROBE, step.length)
+            rows, mask = torch.zeros(shape, dtype=torch.int64), torch.ones(shape, dtype=torch.bool)
+            vectors = torch.zeros(_PROBE, model.history_dim, requires_grad=True)
+            history = HistoryInputs(vectors, mask, rows, torch.zeros(shape), rows)
+        users = saved_bytes(
+            model,
+            lambda: model.embed_users(_inputs(model.user_infos, _PROBE), history, _inputs(model.context_infos, _PROBE)),
+        )
+    held = [step.examples, step.candidates, step.histories]
+    if step.chunk is not None:
+        held = [min(n, step.chunk) for n in held]
+    towers = held[0] * users / _PROBE + held[1] * items + held[2] * past
+    return int(towers + _LOGITS * step.pairs + 4 * model.dim * (step.examples + step.candidates))
+
+
+def saved_bytes(model: nn.Module, embed: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps of a forward pass, without the weights, each storage once."""
+    weights = {_storage(p) for p in model.parameters()}
+    seen: dict[int, Tensor] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        if _storage(x) not in weights:
+            seen[_storage(x)] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = embed()
+    seen.setdefault(_storage(out), out)
+    return sum(x.untyped_storage().nbytes() for x in seen.values())
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    known = Path("/proc/meminfo")
+    if not known.is_file():
+        return None
+    fields = dict(line.split(":", 1) for line in known.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+
+
+def size(n: float) -> str:
+    """Bytes for people: ``1.5 GiB``, ``20 MiB``, ``0.3 MiB``."""
+    return f"{n / GIB:.1f} GiB" if n >= GIB / 10 else f"{n / 2**20:.{0 if n >= 10 * 2**20 else 1}f} MiB"
+
+
+def _lookups(name: str, widths: Mapping[str, int], step: Step) -> int:
+    """Rows of a table that a step looks up, each as often as it occurs."""
+    key = name.partition(".encoders.feature_")[2].split(".")[0]
+    width = next((w for n, w in widths.items() if n.replace(".", "_") in (key, key.removeprefix("context_"))), 1)
+    rows = step.examples if "user_inputs" in name else step.candidates + step.histories
+    return rows * width
+
+
+def _short(name: str) -> str:
+    """``item_inputs.encoders.feature_id.table.weight`` → ``item id``; weights of values in a bag are told apart."""
+    side = "user" if "user_inputs" in name else "history" if "history_item" in name else "item"
+    feature, _, what = name.partition(".encoders.feature_")[2].partition(".")
+    if not feature:
+        return name.removesuffix(".weight")
+    return f"{side} {feature}" + (" weights" if what.startswith("log_weight") else "")
+
+
+def _storage(x: Tensor) -> int:
+    return int(x.untyped_storage()._cdata)
+
+
+def _inputs(infos: Sequence[FeatureInfo], n: int) -> dict[str, Tensor]:
+    """``n`` rows of encoded features that have no content."""
+    kinds = {i.name: torch.int32 if i.cardinality else torch.float32 for i in infos}
+    return {i.name: torch.zeros((n, i.width) if i.width else (n,), dtype=kinds[i.name]) for i in infos}
