@@ -67,7 +67,6 @@ def measure(
         "protocol": name,
         "experiment": method.experiment,
         "kind": method.kind,
-        "chosen": method.chosen,
         "quick": quick,
         "refitted": protocol.refit,
         "seed": seed,
@@ -122,11 +121,10 @@ def judge(rows: list[dict[str, Any]]) -> None:
     """One line for each goal of one method's rows; with several seeds the mean counts."""
     row, protocol = rows[0], PROTOCOLS[rows[0]["protocol"]]
     name = row["experiment"] + (".quick" if row["quick"] else "")
-    if row["chosen"] and not row["quick"]:
-        for key, goal in protocol.goals:
-            report(f"quality/{name}/{key}", mean(rows, key), goal, at_most=False)
     for method in METHODS[row["protocol"]]:
         if method.experiment == row["experiment"] and not row["quick"]:
+            for key, goal in protocol.goals if method.chosen else ():
+                report(f"quality/{name}/{key}", mean(rows, key), goal, at_most=False)
             for key, value in method.reference:
                 report(f"quality/{name}/{key}/of_reference", mean(rows, key) / value, REFERENCE, at_most=False)
     for task in row["tasks"]:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.protocols import PROTOCOLS
+from benchmarks.protocols import METHODS, PROTOCOLS
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
@@ -75,6 +75,11 @@ def mean(rows: list[Row], key: str) -> float:
     return statistics.mean(t["targets"][part][metric] if part else t["metrics"][metric]["value"] for t in found)
 
 
+def _chosen(row: Row) -> bool:
+    """Whether the row's experiment is the one that is chosen today."""
+    return any(m.chosen for m in METHODS[row["protocol"]] if m.experiment == row["experiment"])
+
+
 def _goals(rows: list[Row]) -> str:
     lines = [
         "## What was asked, and what came out\n",
@@ -82,7 +87,7 @@ def _goals(rows: list[Row]) -> str:
     ]
     lines.append("|---" * 7 + "|")
     for name, protocol in PROTOCOLS.items():
-        chosen = [r for r in rows if r["protocol"] == name and r["chosen"] and not r["quick"]]
+        chosen = [r for r in rows if r["protocol"] == name and _chosen(r) and not r["quick"]]
         stretch = dict(protocol.stretch)
         for key, goal in protocol.goals if chosen else ():
             value = mean(chosen, key)
@@ -102,7 +107,7 @@ def _table(rows: list[Row], task: str, shown: tuple[str, ...]) -> str:
         groups[row["experiment"], row["quick"]].append(row)
     for (experiment, quick), seeds in groups.items():
         first = seeds[0]
-        name = f"**`{experiment}`**" if first["chosen"] else f"`{experiment}`"
+        name = f"**`{experiment}`**" if _chosen(first) else f"`{experiment}`"
         targets = first["tasks"][task].get("targets", {})
         cells = [
             name + (" (quick)" if quick else ""),
