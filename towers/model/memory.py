@@ -101,12 +101,12 @@ class MemoryReport:
         return f"memory {size(self.total)}{free}: {', '.join(told)}" + ("; " + ", ".join(tables) if tables else "")
 
     def check(self) -> None:
-        """Refuse what cannot fit.
+        """Refuse what cannot fit. Activations are an estimate and count half, lest a run be refused that would fit.
 
         Raises:
             ConfigError: it needs more than is free; with the largest part, and what makes it smaller.
         """
-        if self.free is None or self.total <= self.free:
+        if self.free is None or self.total - (self.activations or 0) / 2 <= self.free:
             return
         largest = max(self.parts, key=lambda p: p.total)
         if (self.activations or 0) > largest.total:
@@ -168,25 +168,38 @@ def activation_bytes(build: Callable[[], RetrievalModel], step: Step) -> int:
         build: makes the model; called under ``torch.device("meta")``.
         step: what is embedded and compared.
     """
-    with torch.device("meta"):
-        model = build().train()
-        items = saved_bytes(model, lambda: model.embed_items(_inputs(model.item_infos, _PROBE))) / _PROBE
-        history, past = None, 0.0
-        if model.history_dim:
-            past = saved_bytes(model, lambda: model.history_inputs(_inputs(model.item_infos, _PROBE))) / _PROBE
-            shape = (_PROBE, step.length)
-            rows, mask = torch.zeros(shape, dtype=torch.int64), torch.ones(shape, dtype=torch.bool)
-            vectors = torch.zeros(_PROBE, model.history_dim, requires_grad=True)
-            history = HistoryInputs(vectors, mask, rows, torch.zeros(shape), rows)
-        users = saved_bytes(
-            model,
-            lambda: model.embed_users(_inputs(model.user_infos, _PROBE), history, _inputs(model.context_infos, _PROBE)),
-        )
     held = [step.examples, step.candidates, step.histories]
     if step.chunk is not None:
         held = [min(n, step.chunk) for n in held]
-    towers = held[0] * users / _PROBE + held[1] * items + held[2] * past
+    with torch.device("meta"):
+        model = build().train()
+
+        def items(n: int) -> int:
+            return saved_bytes(model, lambda: model.embed_items(_inputs(model.item_infos, n)))
+
+        def past(n: int) -> int:
+            return saved_bytes(model, lambda: model.history_inputs(_inputs(model.item_infos, n)))
+
+        def users(n: int) -> int:
+            history = _history(model, n, step.length) if model.history_dim else None
+            inputs = _inputs(model.user_infos, n), history, _inputs(model.context_infos, n)
+            return saved_bytes(model, lambda: model.embed_users(*inputs))
+
+        sides = [users, items, past] if model.history_dim else [users, items]
+        towers = sum(_extended(f, n) for f, n in zip(sides, held, strict=False))
     return int(towers + _LOGITS * step.pairs + 4 * model.dim * (step.examples + step.candidates))
+
+
+def _extended(f: Callable[[int], int], n: int) -> float:
+    """``f(n)`` of a line through two small numbers."""
+    one, two = f(_PROBE), f(2 * _PROBE)
+    return one + (n - _PROBE) * (two - one) / _PROBE
+
+
+def _history(model: RetrievalModel, n: int, length: int) -> HistoryInputs:
+    rows, mask = torch.zeros((n, length), dtype=torch.int64), torch.ones((n, length), dtype=torch.bool)
+    vectors = model.history_inputs(_inputs(model.item_infos, _PROBE)).detach().requires_grad_()
+    return HistoryInputs(vectors, mask, rows, torch.zeros(n, length), rows)
 
 
 def saved_bytes(model: nn.Module, embed: Callable[[], Tensor]) -> int:
