@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from towers.model.closed_form.factors import Factors, assign
 from towers.model.closed_form.feature_ridge import feature_ridge
 from towers.model.closed_form.interactions import Interactions
 from towers.model.closed_form.lsa import lsa
+from towers.model.encoders import EncoderSettings
 from towers.model.history import HistorySettings
 from towers.model.tables import FeatureTable
 from towers.model.tower import TowerSettings
@@ -124,6 +126,42 @@ def test_at_full_rank_it_is_kernel_ridge_regression(gamma: float) -> None:
     np.testing.assert_allclose(scores(m, x), kernel[:, :TRAINED] @ dual, atol=1e-4)
 
 
+VECTOR = FeatureInfo("meaning", Kind.SENTENCE, 5, 0, np.ones(0, np.int64))
+
+
+def with_vectors(x: Interactions) -> Interactions:
+    """Vectors of four numbers and the flag of those that are missing: the first user's, and the last one's."""
+    meaning = np.random.default_rng(5).standard_normal((USERS, 5)).astype(np.float32)
+    meaning[:, 4] = 0
+    meaning[[0, -1]] = [0, 0, 0, 0, 1]
+    return replace(x, user_features={**x.user_features, "meaning": meaning})
+
+
+def test_vectors_are_one_more_kernel() -> None:
+    x, lam = with_vectors(world()), 0.3
+    f = feature_ridge(x, ITEMS, features={"title": 1.0, "meaning": 3.0}, regularisation=lam, progress=quiet)
+    m = TwoTower([info("title", 6), VECTOR], [ITEM_ID], dim=ITEMS, user=SUM, item=SUM, history=NONE).eval()
+    assign(m, f, tables(x)[1].select(["id"]))
+
+    part = phi(x.user_features["title"], x.user_features["title"][:TRAINED], 1.0, 0.5)
+    meaning = x.user_features["meaning"][:, :4].astype(float)
+    shares = [(part, 0.25), (meaning, 0.75)]
+    kernel = sum(w * (v @ v.T) / (v[:TRAINED] ** 2).sum(1).mean() for v, w in shares)
+    known = kernel[:TRAINED, :TRAINED]
+    dual = np.linalg.solve(known + lam * np.eye(TRAINED), x.matrix().toarray()[:TRAINED])
+    np.testing.assert_allclose(scores(m, x), kernel[:, :TRAINED] @ dual, atol=1e-4)
+
+
+def test_users_without_a_vector_get_nothing_from_it() -> None:
+    x = with_vectors(world())
+    f = feature_ridge(x, 6, features={"meaning": 1.0}, progress=quiet)
+    m = TwoTower([VECTOR], [ITEM_ID], dim=6, user=SUM, item=SUM, history=NONE).eval()
+    assign(m, f, tables(x)[1].select(["id"]))
+    there = np.abs(scores(m, x)).max(1)
+    assert (there[[0, -1]] == 0).all()
+    assert (there[1:-1] > 1e-3).all()
+
+
 @settings(derandomize=True, deadline=None, max_examples=15)
 @given(seed=st.integers(0, 99), dim=st.integers(1, ITEMS - 1))
 def test_at_lower_rank_no_other_tables_have_a_lower_loss(seed: int, dim: int) -> None:
@@ -169,7 +207,7 @@ def test_an_item_that_nobody_took_scores_zero() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"features": {}}, "name texts or lists"),
+        ({"features": {}}, "name texts, lists or vectors"),
         ({"features": {"title": 0.0}}, "above 0"),
         ({"features": {"age": 1.0}}, r"'age'.*\['title', 'skills'\]"),
         ({"regularisation": 0.0}, "set a positive number"),
@@ -248,6 +286,14 @@ def test_tables_for_features_that_the_model_does_not_read_are_told() -> None:
     items = tables(world())[1].select(["id"])
     with pytest.raises(ConfigError, match=r"tables for \['skills'\].*reads \['title'\].*model\.user\.include"):
         assign(m, Factors(torch.zeros(ITEMS, 4), user_bags={"skills": weights}), items)
+
+
+def test_projections_of_vectors_that_the_model_does_not_project_are_told() -> None:
+    as_they_are = replace(SUM, encoders=EncoderSettings(vector="identity"))
+    m = TwoTower([VECTOR], [ITEM_ID], dim=4, user=as_they_are, item=SUM, history=NONE)
+    items = tables(world())[1].select(["id"])
+    with pytest.raises(ConfigError, match=r"projections of \['meaning'\].*encoders\.vector=linear"):
+        assign(m, Factors(torch.zeros(ITEMS, 4), user_vectors={"meaning": torch.zeros(4, 4)}), items)
 
 
 def test_values_beyond_the_tables_keep_their_weight_and_say_nothing() -> None:

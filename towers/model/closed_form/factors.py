@@ -17,7 +17,7 @@ from towers.features import FIRST, FeatureInfo, Kind
 from towers.model.closed_form.bags import BagWeights
 from towers.model.closed_form.content import fit_tables
 from towers.model.closed_form.interactions import Interactions
-from towers.model.encoders import Bag, HashedBag, HashedLookup, Lookup
+from towers.model.encoders import Bag, HashedBag, HashedLookup, Lookup, Projection
 from towers.model.ridge import Ridge
 from towers.model.tables import FeatureTable
 from towers.model.tower import Inputs
@@ -37,6 +37,7 @@ class Factors:
         ridge: its λ.
         user_bags: what texts and lists of the users say, by feature.
         item_bags: likewise of the items; empty: it is fitted to ``item`` (see ``content``).
+        user_vectors: ``[w, d]`` projections of the users' pretrained vectors, by feature.
     """
 
     item: Tensor
@@ -45,6 +46,7 @@ class Factors:
     ridge: Ridge | None = None
     user_bags: Mapping[str, BagWeights] = field(default_factory=dict)
     item_bags: Mapping[str, BagWeights] = field(default_factory=dict)
+    user_vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class ClosedForm(Protocol):
@@ -83,6 +85,8 @@ def assign(model: TwoTower, factors: Factors, items: FeatureTable) -> None:
         encoder = model.user_inputs.encoder(feature)
         if feature in factors.user_bags:
             _write(encoder, factors.user_bags[feature])
+        elif feature in factors.user_vectors:
+            _project(encoder, factors.user_vectors[feature])
         elif encoder not in items_own:
             _silence(encoder)
     if pooling is None:
@@ -120,10 +124,14 @@ def _problems(model: TwoTower, factors: Factors, items: FeatureTable) -> list[st
         if unread := [n for n in bags if n not in texts]:
             out.append(f"init computes tables for {unread}, and of texts and lists the {side} tower reads {texts}; "
                        f"name them in model.{side}.include")  # fmt: skip
+    read = [n for n in model.user_inputs.names if isinstance(model.user_inputs.encoder(n), Projection)]
+    if unread := [n for n in factors.user_vectors if n not in read]:
+        out.append(f"init computes projections of {unread}, and the user tower projects the vectors {read}; name them "
+                   "in model.user.include, with model.user.encoders.vector=linear")  # fmt: skip
     if own_id(model.item_infos, items) is None and not factors.item_bags:
         out.append("the item tower reads no id, which holds the factors; do not exclude it in model.item")
     if model.pooling is None:
-        if not factors.user_bags and not _sharing(model):
+        if not factors.user_bags and not factors.user_vectors and not _sharing(model):
             out.append("users have no history; set model.history.pooling=mean")
     elif model.pooling.fold_in is not None:
         if factors.gram is None:
@@ -162,6 +170,12 @@ def _silence(encoder: nn.Module) -> None:
 def _write(encoder: nn.Module, weights: BagWeights) -> None:
     assert isinstance(encoder, Bag)
     weights.write(encoder)
+
+
+def _project(encoder: nn.Module, table: Tensor) -> None:
+    assert isinstance(encoder, Projection)
+    _silence(encoder)
+    encoder.linear.weight[:, : len(table)] = table.T.to(encoder.linear.weight.dtype)
 
 
 def _fill(
