@@ -62,13 +62,16 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
     module_data = build.datamodule(config, dataset)
     best, stop = _best(config, run), _early_stopping(config)
     last = KeepLast(str(run.checkpoints), config.checkpoint_every)
+    trace = hydra.utils.instantiate(config.trace, folder=str(run.folder)) if config.get("trace") else None
     trainer: pl.Trainer = hydra.utils.instantiate(
         config.trainer,
         default_root_dir=str(run.folder),
         logger=_loggers(config, run),
         limit_val_batches=0 if config.refit else None,
         callbacks=[
-            c for c in (ProgressBar(), Throughput(), StopOnNonFiniteLoss(), last, best, stop) if isinstance(c, Callback)
+            c
+            for c in (ProgressBar(), Throughput(), StopOnNonFiniteLoss(), trace, last, best, stop)
+            if isinstance(c, Callback)
         ],
     )
     held = memory.report(config, dataset, trainer.strategy.root_device, trainer.world_size)

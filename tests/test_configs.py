@@ -45,7 +45,11 @@ def test_data_configs_are_valid(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("group", "name"),
-    [(g, n) for g in ("model", "init", "negatives", "loss", "optimiser", "trainer", "logger") for n in names(g)],
+    [
+        (g, n)
+        for g in ("model", "init", "negatives", "loss", "optimiser", "trainer", "logger", "debug")
+        for n in names(g)
+    ],
 )
 def test_groups_compose_and_resolve(group: str, name: str) -> None:
     OmegaConf.to_container(composed("train", f"{group}={name}"), resolve=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from tests.model.helpers import batch, contexts, full_model, ids_only, infos, ta
 from towers.errors import ConfigError
 from towers.evaluation.task import Task
 from towers.features import OOV, Batch, FeatureInfo, Kind, Ragged
-from towers.model.callbacks import ProgressBar, StopOnNonFiniteLoss, Throughput
+from towers.model.callbacks import Clock, ProgressBar, StopOnNonFiniteLoss, Throughput, Trace
 from towers.model.contrast import VectorLoss
 from towers.model.encoders import EncoderSettings
 from towers.model.history import HistorySettings
@@ -315,8 +317,27 @@ def test_throughput_and_progress_are_told_without_a_terminal(
     assert t.callback_metrics["throughput/examples_per_s"] > 0
     told = capsys.readouterr().err
     assert "epoch 1/2  loss " in told
-    assert "examples/s" in told
+    assert re.search(r"examples/s  data \d+%  \d\.\d GiB", told)
+    assert 0 <= t.callback_metrics["throughput/data_wait"] <= 1
     assert "valid/recall@10" in told
+
+
+def test_waiting_is_what_passes_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of 3 and 4 s, after 1 and 2 s of waiting, of 10 examples each."""
+    now = iter([0.0, 1.0, 4.0, 6.0, 10.0])
+    monkeypatch.setattr("towers.model.callbacks.time.perf_counter", lambda: next(now))
+    clock = Clock()
+    for _ in range(2):
+        clock.step_begins()
+        clock.step_ends(10)
+    assert (clock.rate, clock.wait) == (2.0, 0.3)
+
+
+def test_a_trace_holds_the_steps_that_were_asked_for(tmp_path: Path) -> None:
+    fit(retrieval(), tmp_path, loader(), callbacks=[Trace(str(tmp_path), skip=1, steps=2)])
+    names = [e["name"] for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
+    assert sum(n.startswith("Optimizer.step") for n in names) == 2
+    assert "aten::embedding_bag" in names
 
 
 def test_jobs_shown_and_not_taken_are_pushed_down_and_positives_among_them_are_not() -> None:

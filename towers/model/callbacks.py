@@ -1,46 +1,92 @@
-"""What a run tells while it trains: progress, throughput, and a clear word when the loss is no number."""
+"""What a run tells while it trains: progress, throughput, a trace, and a clear word when the loss is no number."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.profiler import ProfilerActivity, profile
 
 from towers.errors import ConfigError
+from towers.model.memory import size, used_bytes
+
+
+class Clock:
+    """Counts examples, seconds, and the seconds between steps, in which nothing is computed.
+
+    Between two steps a run waits for its next batch, and sometimes saves a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was counted; a validation within an epoch does not count."""
+        self.examples, self.waited = 0, 0.0
+        self.since = self.ended = time.perf_counter()
+
+    def step_begins(self) -> None:
+        """A batch is there."""
+        self.waited += time.perf_counter() - self.ended
+
+    def step_ends(self, examples: int) -> None:
+        """A step is over, or on an accelerator under way."""
+        self.examples += examples
+        self.ended = time.perf_counter()
+
+    @property
+    def rate(self) -> float:
+        """Examples for each second."""
+        return self.examples / max(self.ended - self.since, 1e-9)
+
+    @property
+    def wait(self) -> float:
+        """Share of the time that passed between steps."""
+        return self.waited / max(self.ended - self.since, 1e-9)
 
 
 class Throughput(pl.Callback):
-    """Logs ``throughput/examples_per_s`` with the other training metrics; validation does not count."""
+    """Logs ``throughput/examples_per_s`` and ``throughput/data_wait``, the share of the time between steps.
+
+    With the other training metrics; validation does not count.
+    """
 
     def __init__(self) -> None:
-        self.examples, self.since = 0, 0.0
+        self.clock = Clock()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start counting; a run resumed within an epoch sees no start of it."""
-        self.examples, self.since = 0, time.perf_counter()
+        self.clock.restart()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start counting."""
-        self.examples, self.since = 0, time.perf_counter()
+        self.clock.restart()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start again, so that the time of a validation inside an epoch does not count."""
-        self.examples, self.since = 0, time.perf_counter()
+        """Start again."""
+        self.clock.restart()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """A batch is there."""
+        self.clock.step_begins()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count, and log at the trainer's interval."""
-        self.examples += len(batch) * trainer.world_size
+        self.clock.step_ends(len(batch) * trainer.world_size)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.global_step and trainer.global_step % every == 0:
-            now = time.perf_counter()
-            pl_module.log("throughput/examples_per_s", self.examples / max(now - self.since, 1e-9))
-            self.examples, self.since = 0, now
+            pl_module.log("throughput/examples_per_s", self.clock.rate)
+            pl_module.log("throughput/data_wait", self.clock.wait)
+            self.clock.restart()
 
 
 class KeepLast(pl.callbacks.Checkpoint):
@@ -100,7 +146,7 @@ class StopOnNonFiniteLoss(pl.Callback):
 
 
 class ProgressBar(pl.callbacks.ProgressBar):
-    """One line for each epoch: loss, examples/s, time left, then the validation metrics.
+    """One line for each epoch: loss, examples/s, share of waiting for data, memory, time left; then validation metrics.
 
     Without a terminal, one plain line at the end of each epoch.
 
@@ -116,6 +162,7 @@ class ProgressBar(pl.callbacks.ProgressBar):
         self.bar: Progress | None = None
         self.enabled = True
         self.told = ""
+        self.clock = Clock()
 
     def disable(self) -> None:
         """Called by Lightning on all ranks but the first."""
@@ -135,7 +182,8 @@ class ProgressBar(pl.callbacks.ProgressBar):
 
     def _begin(self, trainer: pl.Trainer) -> None:
         self._stop()
-        self.examples, self.since, self.last = 0, time.perf_counter(), 0.0
+        self.clock.restart()
+        self.last = 0.0
         self.loss = float("nan")
         if not (self.enabled and self.console.is_terminal):
             return
@@ -149,16 +197,28 @@ class ProgressBar(pl.callbacks.ProgressBar):
         self.row = self.bar.add_task(self._epoch(trainer), total=int(batches) if known else None, told="")
         self.bar.start()
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start counting again."""
+        self.clock.restart()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """A batch is there."""
+        self.clock.step_begins()
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count; look at the loss now and then."""
-        self.examples += len(batch) * trainer.world_size
-        now = time.perf_counter()
+        self.clock.step_ends(len(batch) * trainer.world_size)
+        now = self.clock.ended
         if self.enabled and (now - self.last > self.refresh_s or trainer.is_last_batch):
             self.last = now
             self.loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
-            self.told = f"loss {self.loss:.4f}  {self.examples / max(now - self.since, 1e-9):,.0f} examples/s"
+            held = used_bytes(pl_module.device)
+            self.told = f"loss {self.loss:.4f}  {self.clock.rate:,.0f} examples/s  data {self.clock.wait:.0%}"
+            self.told += "" if held is None else f"  {size(held)}"
             if self.bar is not None:
                 self.bar.update(self.row, completed=batch_idx + 1, told=self.told)
 
@@ -185,3 +245,47 @@ class ProgressBar(pl.callbacks.ProgressBar):
     def _epoch(self, trainer: pl.Trainer) -> str:
         last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         return f"epoch {trainer.current_epoch + 1}{last}"
+
+
+class Trace(pl.Callback):
+    """Writes ``trace.json``: what the processor and the card did in some steps, for Perfetto or chrome://tracing.
+
+    When to use it: a step is slower than it should be, or the share of waiting for data is high.
+
+    Args:
+        folder: where it is written; the first process's trace only.
+        skip: batches before it begins, in which caches fill and kernels are chosen.
+        steps: batches that it lasts; fewer if training ends before.
+    """
+
+    def __init__(self, folder: str, skip: int = 4, steps: int = 8) -> None:
+        self.path, self.skip, self.steps = Path(folder) / "trace.json", skip, steps
+        self.seen = 0
+        self.profiler: profile | None = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin, if it is time."""
+        if self.seen == self.skip and trainer.is_global_zero:
+            cuda = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+            self.profiler = profile(activities=[ProfilerActivity.CPU, *cuda], record_shapes=True)
+            self.profiler.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count; end, if it is time."""
+        self.seen += 1
+        if self.seen == self.skip + self.steps:
+            self._write()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End in any case."""
+        self._write()
+
+    def _write(self) -> None:
+        if self.profiler is not None:
+            self.profiler.stop()
+            self.profiler.export_chrome_trace(str(self.path))
+            self.profiler = None

@@ -13,6 +13,7 @@ activations  what the towers keep for the backward pass, measured without storag
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,6 +228,14 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     fields = dict(line.split(":", 1) for line in known.read_text().splitlines())
     return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+
+
+def used_bytes(device: torch.device) -> int | None:
+    """Bytes that this process holds on a device; None where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    known = Path("/proc/self/statm")
+    return int(known.read_text().split()[1]) * resource.getpagesize() if known.is_file() else None
 
 
 def size(n: float) -> str:
