@@ -26,6 +26,7 @@ from towers.features import columns as c
 from towers.index import embed
 from towers.index.bundle import BundleContents, write_bundle
 from towers.index.golden import Golden
+from towers.index.probing import with_probe_growth
 from towers.index.recall import check_recall, measure_index
 from towers.index.recipes import IndexRecipe, build_index
 from towers.index.requests import KnownUsers
@@ -67,8 +68,10 @@ def export(config: DictConfig) -> Path:
         index = build_index(embeddings, recipe, similarity)
         resolved = recipe.resolve(*embeddings.shape)
         tell("measuring it against exact search", 0.5)
+        held_out = held_out_queries(dataset, embedder, trained.data.get("select", "valid"))
+        resolved = with_probe_growth(resolved, index, embeddings, held_out)
         search = VectorSearch(index, embeddings, resolved)
-        measured = measure_index(search, held_out_queries(dataset, embedder, trained.data.get("select", "valid")))
+        measured = measure_index(search, held_out)
         check_recall(resolved, measured[f"index/recall@{resolved.recall_at}"])
         tell("exporting the towers", 0.7)
         start, end = dataset.info["time_us"] or (None, None)
@@ -86,7 +89,7 @@ def export(config: DictConfig) -> Path:
             attributes=attributes(dataset),
             embeddings=embeddings,
             index=index,
-            recipe=recipe,
+            recipe=resolved,
             user_tower=export_user_tower(module.model),
             item_tower=export_item_tower(module.model),
             golden=golden(dataset, embedder, end),

@@ -71,6 +71,12 @@ def passing(condition: Filter | str) -> list[int]:
         ('"python" in skills', [0, 4]),
         ('"python" not in skills', [1, 2]),
         ("skills is None", [3]),
+        ('skills & ["python", "rust"]', [0, 4]),
+        ('["sql", "x"] & skills', [0, 1]),
+        ('not skills & ["python", "rust"]', [1, 2]),
+        ('skills & ["python"] and place == "Berlin"', [0]),
+        ("skills & []", []),
+        ("not skills & []", [0, 1, 2, 4]),
         ('place == "Berlin" and (salary > 5 or "sql" in skills)', [0]),
         ('place == "Berlin" or salary > 5', [0, 1, 2, 3]),
     ],
@@ -84,6 +90,8 @@ def test_the_algebra_says_the_same() -> None:
     f = ((place == "Berlin") & (salary >= 5)) | ~place.isin(["Berlin", ""]) | Attribute("skills").contains("x")
     assert passing(f) == [0, 1]
     assert passing(place.is_null() | (salary < 0)) == [2, 4]
+    assert passing(Attribute("skills").overlaps(["python", "rust"])) == [0, 4]
+    assert passing(~Attribute("skills").overlaps(["python", "rust"])) == [1, 2]
     assert passing((place != "Berlin") & (salary <= 20) & (salary > -9)) == [1, 4]
 
 
@@ -147,6 +155,12 @@ def test_other_column_types() -> None:
         ("place == (lambda: 1)()", "not part of a filter"),
         ("place.upper == 'X'", "compared with a value"),
         ("place[0] == 'X'", "compared with a value"),
+        ("place & ['x']", "place is string, not a list"),
+        ("skills & [3]", "skills is list<.*> of|string"),
+        ("remote & remote", "join conditions with `and`"),
+        ("['a'] & ['b']", "between a column of lists and a list of values"),
+        ("skills & 'python'", "between a column of lists and a list of values"),
+        ("skills | ['a']", "not part of a filter"),
         ("salary + 1 == 2", "compared with a value"),
         ("salary == -'x'", "not part of a filter"),
         ("salary == 2 ** 10", "not part of a filter"),
@@ -174,6 +188,8 @@ def test_python_operators_that_cannot_work_say_so() -> None:
         bool(Attribute("salary") > 3)
     with pytest.raises(ConfigError, match="list of values"):
         Attribute("place").isin("Berlin")
+    with pytest.raises(ConfigError, match="list of values"):
+        Attribute("skills").overlaps("python")
 
 
 # Random filters over random tables.
@@ -195,7 +211,11 @@ OPS = ["==", "!=", "<", "<=", ">", ">="]
 def comparison(draw: st.DrawFn) -> str:
     name = draw(st.sampled_from([*values, "skills"]))
     if name == "skills":
-        return draw(st.sampled_from(['"sql" in skills', '"sql" not in skills', "skills is None", '"c" in skills']))
+        return draw(
+            st.sampled_from(
+                ['"sql" in skills', '"sql" not in skills', 'skills & ["sql", "c"]', "skills is None", '"c" in skills']
+            )
+        )
     kind = draw(st.sampled_from(["op", "in", "not in", "is None", "is not None"]))
     if kind == "op":
         op = draw(st.sampled_from(OPS[:2] if name == "remote" else OPS))
@@ -231,6 +251,8 @@ def truth(text: str, item: dict[str, Any]) -> bool | None:
         if isinstance(node, ast.UnaryOp):
             inner = go(node.operand)
             return None if inner is None else not inner
+        if isinstance(node, ast.BinOp):
+            return None if item["skills"] is None else bool({"sql", "c"} & set(item["skills"]))
         assert isinstance(node, ast.Compare)
         names = [n.id for n in (node.left, *node.comparators) if isinstance(n, ast.Name)]
         if not isinstance(node.ops[0], ast.Is | ast.IsNot) and item[names[0]] is None:

@@ -18,6 +18,7 @@ from towers.features import Feature, Featurizer, Kind
 from towers.index import Attribute, Retriever
 from towers.index.bundle import write_bundle
 from towers.index.golden import Golden
+from towers.index.planner import Plan
 from towers.index.recipes import KINDS, IndexRecipe
 from towers.index.similarity import Similarity
 
@@ -114,6 +115,23 @@ def test_filters_and_exclusions_together(retriever: Retriever, market: Market) -
     )[0]
     for f in filters:
         assert retriever.recommend(raw, 5, filter=f, exclude=out, at=END).ids.tolist() == want
+
+
+def test_explain_says_how_and_how_many(retriever: Retriever, market: Market) -> None:
+    live = sum(market.live(r, END) for r in range(market.n))
+    paris = [r for r in range(market.n) if r % 4 == 1]
+    found = retriever.recommend(11, 5, filter="place == 'Paris'", exclude=[market.ids[1]], at=END, explain=True)
+    assert found.plan == Plan(
+        "exact", items=market.n, eligible=sum(market.live(r, END) for r in paris), excluded=3, fetch=8,
+        live=live, passing=len(paris),
+    )  # fmt: skip
+    everything = retriever.search(market.embeddings[0], 5, at=END, explain=True).plan
+    assert everything is not None
+    assert (everything.eligible, everything.live, everything.passing) == (live, live, market.n)
+    none = retriever.recommend({}, 5, filter="place == 'Oslo'", at=END, explain=True)
+    assert none.plan is not None
+    assert (len(none.ids), none.plan.eligible, none.plan.passing) == (0, 0, 0)
+    assert retriever.recommend({}, 5, at=END).plan is None
 
 
 def test_exclusions_for_each_of_many(retriever: Retriever, market: Market) -> None:

@@ -26,20 +26,21 @@ from typing import Literal
 from towers.index.recipes import IndexRecipe
 
 Route = Literal["exact", "probe", "index"]
+FEW_ITEMS = 4096  # so many are scored sooner than any index is asked
 FEW_QUERIES = 4  # up to so many, eligible embeddings are scored where they lie; for more they are copied together once
 
 # Nanoseconds on one core, for a dimension …
-_ROW = 0.6  # … of an embedding scored where it lies, anywhere in memory
+_ROW = 0.45  # … of an embedding scored where it lies, anywhere in memory
 _COPY = 1.0  # … of an embedding copied
 _PRODUCT = 0.08  # … of a matrix product
-_SCAN = 0.35  # … of an embedding scored in a row of others
+_SCAN = 0.26  # … of an embedding scored in a row of others
 # … and for
 _CELL = 0.5  # … a dimension of a cell's centre
 _CODE = 1.0  # … a byte of a product-quantised vector
 _CHECK = 5.0  # … asking whether an item is eligible
-_SURPRISE = 50.0  # … an answer that the processor did not foresee
-_PLACE = 250.0  # … a place among the results, kept in order
-_BITS = 100_000.0  # … a bitmap as FAISS reads it, and a look at where the eligible items lie
+_SURPRISE = 35.0  # … an answer that the processor did not foresee
+_PLACE = 120.0  # … an item that takes a place among the results, for the time being
+_BITS = 200_000.0  # … a bitmap as FAISS reads it, and a look at where the eligible items lie
 
 
 @dataclass(frozen=True)
@@ -87,44 +88,47 @@ def plan(
         exact: nothing but exact will do.
     """
     wanted = min(k + excluded, eligible)
-    routes = [(_exact(items, eligible, dim, queries), Plan("exact", items, eligible, excluded, wanted))]
-    if eligible and not exact:
-        share = eligible / items
-        depth = wanted / share  # as deep in the ranking of all items lie the best eligible ones
-        fetch = wanted if eligible == items else min(items, math.ceil((wanted + 3 * math.sqrt(wanted)) / share))
-        nprobe = recipe.probes(depth if eligible == items else fetch)
-        over = Plan("index", items, eligible, excluded, fetch, nprobe)
-        routes.append((_index(recipe, items, dim, over, queries), over))
-        if nprobe and eligible < items:
-            probe = Plan("probe", items, eligible, excluded, wanted, recipe.probes(depth))
-            routes.append((_probe(recipe, items, dim, probe, queries), probe))
-    if eligible == items and not exact:
-        routes = routes[1:]  # it was measured when it was built, and chosen
+    all_scored = Plan("exact", items, eligible, excluded, wanted)
+    if not exact and eligible == items:
+        return Plan("index", items, eligible, excluded, wanted, recipe.probes(wanted))  # what it was built for
+    if exact or eligible <= FEW_ITEMS:
+        return all_scored
+    share = eligible / items
+    depth = wanted / share  # as deep in the ranking of all items lie the best eligible ones
+    fetch = min(items, math.ceil((wanted + 3 * math.sqrt(wanted)) / share))  # by chance enough of them are eligible
+    over = Plan("index", items, eligible, excluded, fetch, recipe.probes(fetch))
+    routes = [
+        (_exact(eligible, items, dim, queries), all_scored),
+        (_index(recipe, items, dim, over, queries), over),
+    ]
+    if over.nprobe:
+        probe = Plan("probe", items, eligible, excluded, wanted, recipe.probes(depth))
+        routes.append((_probe(recipe, items, dim, probe, queries), probe))
     return min(routes, key=lambda r: r[0])[1]
 
 
-def _exact(items: int, eligible: int, dim: int, queries: int) -> float:
-    if eligible == items:
-        return items * dim * (_SCAN * queries if queries <= FEW_QUERIES else _PRODUCT * queries)
-    return eligible * dim * (_ROW * queries if queries <= FEW_QUERIES else _COPY + _PRODUCT * queries)
+def _exact(eligible: int, items: int, dim: int, queries: int) -> float:
+    if queries > FEW_QUERIES:
+        return eligible * dim * (_PRODUCT * queries + (_COPY if eligible < items else 0))
+    return eligible * dim * queries * (_ROW if eligible < items else _SCAN)
 
 
 def _index(recipe: IndexRecipe, items: int, dim: int, plan: Plan, queries: int) -> float:
-    places = plan.fetch * _PLACE
     if recipe.kind == "flat":
-        return _exact(items, items, dim, queries) + queries * places
+        return _exact(items, items, dim, queries) + queries * _kept(recipe, dim, plan.fetch, items)
     if recipe.kind == "hnsw":
         visited = recipe.ef_search * max(1.0, plan.fetch / recipe.recall_at) * recipe.m
-        return queries * (visited * dim * _ROW + places)
+        return queries * visited * (dim * _ROW + _PLACE)
     scanned = items * plan.nprobe / recipe.nlist
-    return queries * (_cells(recipe, dim) + scanned * _scored(recipe, dim) + _kept(recipe, dim, plan.fetch))
+    each = _cells(recipe, dim) + scanned * _scored(recipe, dim) + _kept(recipe, dim, plan.fetch, scanned)
+    return queries * each
 
 
 def _probe(recipe: IndexRecipe, items: int, dim: int, plan: Plan, queries: int) -> float:
     share = plan.eligible / items
     scanned = items * plan.nprobe / recipe.nlist
-    each = _CHECK + _SURPRISE * math.sqrt(share * (1 - share)) + share * _scored(recipe, dim)
-    return _BITS + queries * (_cells(recipe, dim) + scanned * each + _kept(recipe, dim, plan.fetch))
+    asked = scanned * (_CHECK + _SURPRISE * math.sqrt(share * (1 - share)) + share * _scored(recipe, dim))
+    return _BITS + queries * (_cells(recipe, dim) + asked + _kept(recipe, dim, plan.fetch, scanned * share))
 
 
 def _cells(recipe: IndexRecipe, dim: int) -> float:
@@ -135,7 +139,8 @@ def _scored(recipe: IndexRecipe, dim: int) -> float:
     return recipe.m * _CODE if recipe.kind == "ivf_pq" else dim * _SCAN
 
 
-def _kept(recipe: IndexRecipe, dim: int, fetch: int) -> float:
-    if recipe.kind != "ivf_pq":
-        return fetch * _PLACE
-    return fetch * recipe.rescore * (_PLACE + dim * _ROW)
+def _kept(recipe: IndexRecipe, dim: int, fetch: int, scored: float) -> float:
+    """Keeping the best: in random order, ``k (1 + log n / k)`` of ``n`` items are among the best ``k`` so far."""
+    again = fetch * recipe.rescore * dim * _ROW if recipe.kind == "ivf_pq" else 0.0
+    places = fetch * (recipe.rescore if recipe.kind == "ivf_pq" else 1)
+    return again + places * _PLACE * (1 + math.log(max(1.0, scored / places)))

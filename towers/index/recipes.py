@@ -28,6 +28,7 @@ from towers.index.faiss_setup import faiss
 from towers.index.similarity import Similarity
 
 KINDS = ("flat", "ivf_flat", "ivf_pq", "hnsw")
+MEASURED_DEPTH = 50.0  # times recall_at: how deep the growth of nprobe is measured
 _POINTS_PER_CELL = 39  # fewer than this and k-means cells mean little (and FAISS warns)
 _PQ_CENTROIDS = 256  # eight bits for each sub-vector
 
@@ -116,7 +117,9 @@ class IndexRecipe:
         if not self.kind.startswith("ivf"):
             return 0
         deeper = max(1.0, depth / self.recall_at)
-        return min(self.nlist, math.ceil(self.nprobe * math.pow(deeper, self.probe_growth)))
+        measured = min(deeper, MEASURED_DEPTH)
+        probes = self.nprobe * math.pow(measured, self.probe_growth) * deeper / measured  # beyond it, in proportion
+        return min(self.nlist, math.ceil(probes))
 
 
 def build_index(vectors: NDArray[np.float32], recipe: IndexRecipe, similarity: Similarity) -> faiss.Index:

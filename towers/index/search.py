@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from towers.errors import ConfigError
 from towers.features import Ragged
-from towers.index.bitmaps import Rows, mask_of, packed, row_numbers
+from towers.index.bitmaps import Rows, packed, row_numbers
 from towers.index.faiss_setup import faiss
 from towers.index.planner import FEW_QUERIES, Plan, plan
 from towers.index.probing import cells_of, pointing_away
@@ -96,7 +96,8 @@ class VectorSearch:
             found, again = self._probe(queries, way, allowed)
         else:
             found = self.approximate(queries, way.fetch)
-        found = _keep(found, k, n, allowed, exclude)
+        # The other routes look at eligible items only; what the index finds has to be sifted.
+        found = _keep(found, k, n, allowed if way.route == "index" else None, exclude)
         if way.route == "exact":
             return found, way
         again[self._short(found[0], k, allowed, eligible, exclude)] = True
@@ -134,7 +135,12 @@ class VectorSearch:
         params = _faiss.SearchParametersIVF(nprobe=way.nprobe, sel=_faiss.IDSelectorBitmap(bits))
         more = self.recipe.rescore if self.recipe.kind == "ivf_pq" else 1
         fetch = min(way.eligible, way.fetch * more)
-        scores, rows = index.search_preassigned(queries, fetch, cells, near, params=params)
+        rows, scores = _nothing(len(queries), fetch)
+        pointer = _faiss.swig_ptr
+        index.search_preassigned_c(  # the method without _c takes no parameters
+            len(queries), pointer(queries), fetch, pointer(cells), pointer(near), pointer(scores), pointer(rows), False,
+            params,
+        )  # fmt: skip
         scores[rows < 0] = -np.inf
         if more > 1:
             return _best(rows, self.scores(queries, rows), way.fetch), away
@@ -233,7 +239,7 @@ def _best(rows: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Found
 def _keep(found: Found, k: int, n: int, allowed: Rows | None, exclude: Ragged | None) -> Found:
     """Drop what may not be seen, close the gaps, and cut or fill up to ``k`` columns."""
     rows, scores = found
-    if allowed is not None or exclude is not None:
+    if allowed is not None or (exclude is not None and len(exclude.values)):
         keep = rows >= 0
         if allowed is not None:
             keep &= _among(rows, n, allowed)
@@ -252,9 +258,7 @@ def _keep(found: Found, k: int, n: int, allowed: Rows | None, exclude: Ragged | 
 
 def _among(rows: NDArray[np.int64], n: int, allowed: Rows) -> NDArray[np.bool_]:
     """``[Q, F]`` which of these rows are allowed."""
-    if rows.size > n // 16:
-        return mask_of(allowed, n)[rows]
-    return np.fromiter((row in allowed for row in rows.ravel().tolist()), np.bool_, rows.size).reshape(rows.shape)
+    return np.asarray((packed(allowed, n)[rows >> 3] >> (rows & 7).astype(np.uint8)) & 1, np.bool_)
 
 
 def _take(lists: Ragged | None, which: NDArray[np.int64]) -> Ragged | None:
