@@ -52,7 +52,7 @@ ABLATIONS: dict[str, list[Ablation]] = {
     "amazon_cds_blocks": _CLICKS,
     "xing16_coldjob": [
         Ablation("closed form", ("~model.blocks.collective", "~init.collective", "~model.weights.collective",
-                                 "model.apart=[]")),
+                                 "model.apart=[]", "model.calibration=null")),
         Ablation("training", ("trainer.max_epochs=0",)),
         Ablation("1,024 negatives: 128", ("negatives.n=128",)),
         Ablation("uniform negatives: by popularity, corrected", ("negatives=popularity", "negatives.n=1024")),
