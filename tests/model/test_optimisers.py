@@ -178,3 +178,22 @@ def test_settings_are_checked_together() -> None:
         OptimiserSettings(learning_rate=0, warmup=-1, schedule="step")  # type: ignore[arg-type]
     for part in ("learning_rate is 0", "warmup is -1", "schedule is 'step'"):
         assert part in str(e.value)
+
+
+@pytest.mark.parametrize("table_optimiser", ["rowwise_adagrad", "sparse_adam"])
+def test_accumulated_halves_are_the_whole(table_optimiser: str) -> None:
+    """Sparse gradients of several backward passes add up, also where they meet in a row."""
+    whole, halves = Model(), Model()
+    rows = torch.tensor([0, 5, 5, 7])
+    settings = OptimiserSettings(table_optimiser=table_optimiser)  # type: ignore[arg-type]
+    for model, parts in ((whole, [rows]), (halves, [rows[:2], rows[2:]])):
+        optimiser = build(model, settings)
+        for _ in range(3):
+            optimiser.zero_grad()
+            for part in parts:
+                (model.linear(model.table(part)).square().sum() / len(rows)).backward()
+            assert model.table.weight.grad is not None
+            assert model.table.weight.grad.is_sparse
+            optimiser.step()
+    for a, b in zip(whole.parameters(), halves.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
