@@ -69,7 +69,7 @@ def tuned(items: np.ndarray, held_out: np.ndarray, k: int) -> VectorSearch:
         index.nprobe = probed
         return recall_at(index.search(held_out, k)[0], exact)
 
-    recipe = replace(recipe, nprobe=probes(RECALL + 0.005, index, recall))
+    recipe = replace(recipe, nprobe=probes(RECALL, index, recall))
     index.nprobe = recipe.nprobe
     return VectorSearch(index, items, with_probe_growth(recipe, index, items, held_out))
 

@@ -151,7 +151,8 @@ METHODS = {
     "esco_skills": [
         _baseline("esco_skills_popularity", _test(r20=0.0560, n20=0.0975)),
         _baseline("esco_skills_kernel_ridge", _test(r20=0.2563, n20=0.5162)),
-        Method("esco_skills", "closed form", chosen=True),
+        Method("esco_skills", "closed form"),
+        Method("esco_skills_sentences", "closed form", chosen=True, needs=_SENTENCES),
     ],
     "gowalla": [
         _baseline("gowalla_popularity", _test(r20=0.0416, n20=0.0317)),

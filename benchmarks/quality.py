@@ -41,10 +41,21 @@ PACKAGES = ("torch", "pytorch-lightning", "numpy", "scipy", "duckdb")
 
 
 def measure(
-    name: str, method: Method, seed: int, scratch: Path, shared: Path, *, quick: bool, threads: int
+    name: str,
+    method: Method,
+    seed: int,
+    scratch: Path,
+    shared: Path,
+    *,
+    quick: bool,
+    threads: int,
+    vectors: Path | None = None,
 ) -> dict[str, Any]:
     """Run one experiment; return its row."""
     protocol = PROTOCOLS[name]
+    if vectors is not None:
+        (scratch / "var").mkdir()
+        (scratch / "var" / "text_vectors").symlink_to(vectors.resolve())
     places = [f"shared={shared}", f"var={scratch}/var", f"runs={scratch}/runs", f"threads={threads}"]
     tasks = f"evaluate=[{','.join(protocol.tasks)}]"
     latest = scratch / "runs" / method.name / "latest"
@@ -71,6 +82,7 @@ def measure(
         "refitted": protocol.refit,
         "seed": seed,
         "seconds": round(seconds, 1),
+        "vectors_kept": vectors is not None,
         "valid": {"metric": chose["monitor"], "value": chose["best"], "epochs": chose["best_epoch"]},
         "tasks": {task: _task(run, task, protocol, shared) for task in protocol.tasks},
         "commands": [" ".join(["python", *c]).replace(f"{scratch}/", "") for c in commands],
@@ -143,6 +155,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each")
     parser.add_argument("--first-seed", type=int, default=42)
     parser.add_argument("--threads", type=int, default=2, help="of each verb; 1 to run two of these side by side")
+    parser.add_argument(
+        "--vectors", type=Path, help="sentence vectors kept by an earlier preparation: VAR/text_vectors"
+    )
     parser.add_argument("--quick", action="store_true", help="the quick variants")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of the protocols")
     parser.add_argument("--table", action="store_true", help="only write docs/results.md from the recorded rows")
@@ -172,7 +187,10 @@ def main() -> None:
         rows = []
         for seed in range(a.first_seed, a.first_seed + a.seeds):
             with tempfile.TemporaryDirectory(prefix="quality-") as scratch:
-                rows.append(measure(name, method, seed, Path(scratch), shared, quick=a.quick, threads=a.threads))
+                row = measure(
+                    name, method, seed, Path(scratch), shared, quick=a.quick, threads=a.threads, vectors=a.vectors
+                )
+                rows.append(row)
             print(f"recorded in {RESULTS} and {record(rows[-1:])}")
         done.append(rows)
     for rows in done:

@@ -117,7 +117,8 @@ def _table(rows: list[Row], task: str, shown: tuple[str, ...]) -> str:
             _valid(seeds),
             str(len(seeds)),
             f"{statistics.mean(r['seconds'] for r in seeds):.0f}"
-            + (" (one core)" if " 1 threads" in first["machine"] else ""),
+            + (" (one core)" if " 1 threads" in first["machine"] else "")
+            + (" (vectors kept)" if first.get("vectors_kept") else ""),
             first["git_sha"][:7] + (" (changed)" if any(r["git_dirty"] for r in seeds) else ""),
         ]
         lines.append("| " + " | ".join(cells) + " |")
