@@ -31,6 +31,8 @@ def main(config: DictConfig) -> None:
     for rank, (id_, score, row) in enumerate(zip(found.ids, found.scores, rows, strict=True), start=1):
         table.add_row(str(rank), str(id_), f"{score:.4f}", *(cell(row[n]) for n in names))
     out.print(table)
+    if found.plan is not None:
+        say(str(found.plan))
     if not len(found.ids):
         end = retriever.bundle.manifest["data"]["end"]
         say(f"nothing passes; the bundle's data end at {iso(end)}: at=export asks as of then" if end and not config.at
@@ -45,8 +47,9 @@ def _jobs(retriever: Retriever, config: DictConfig) -> tuple[Results, pa.Table, 
     fuse = Fusion(**config.fusion) if config.fusion.method else None
     exclude = _ids(config.exclude, retriever.bundle.schema.item_id)
     found = retriever.recommend(
-        user, config.k, exclude=exclude, filter=config.filter, at=config.at, context=context, fuse=fuse
-    )
+        user, config.k, exclude=exclude, filter=config.filter, at=config.at, context=context, fuse=fuse,
+        explain=config.explain,
+    )  # fmt: skip
     return found, retriever.attributes(found.ids), "item"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,6 +56,14 @@ def test_only_cells_can_be_scanned_for_eligible_items() -> None:
 def test_exact_is_exact() -> None:
     assert plan(IVF, N, DIM, N // 2, 100, exact=True).route == "exact"
     assert plan(IVF, N, DIM, N, 100, exact=True).route == "exact"
+
+
+def test_a_plan_for_people() -> None:
+    made = replace(plan(IVF, N, DIM, N // 10, 100, excluded=3), live=900_000, passing=110_000)
+    assert str(made) == (
+        "probe: 100,000 of 1,000,000 items are eligible, 900,000 live, 110,000 pass the filter; "
+        "103 fetched from 115 cells, 3 excluded, 0 queries completed"
+    )
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)

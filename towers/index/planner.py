@@ -70,6 +70,16 @@ class Plan:
     live: int | None = None
     passing: int | None = None
 
+    def __str__(self) -> str:
+        """One line for people."""
+        counts = {"live": self.live, "pass the filter": self.passing}
+        told = "".join(f", {n:,} {what}" for what, n in counts.items() if n is not None)
+        cells = f" from {self.nprobe:,} cells" if self.nprobe else ""
+        return (
+            f"{self.route}: {self.eligible:,} of {self.items:,} items are eligible{told}; "
+            f"{self.fetch:,} fetched{cells}, {self.excluded:,} excluded, {self.completed:,} queries completed"
+        )
+
 
 def plan(
     recipe: IndexRecipe, items: int, dim: int, eligible: int, k: int, *, excluded: int = 0, queries: int = 1,

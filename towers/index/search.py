@@ -102,9 +102,10 @@ class VectorSearch:
             return found, way
         again[self._short(found[0], k, allowed, eligible, exclude)] = True
         which = np.flatnonzero(again)
-        if len(which):
-            better = self.search(queries[which], k, allowed=allowed, exclude=_take(exclude, which), exact=True)
-            found[0][which], found[1][which] = better
+        if not len(which):
+            return found, way
+        better = self.search(queries[which], k, allowed=allowed, exclude=_take(exclude, which), exact=True)
+        found[0][which], found[1][which] = better
         return found, replace(way, completed=len(which))
 
     def exact(self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64] | None = None) -> Found:
@@ -246,10 +247,14 @@ def _keep(found: Found, k: int, n: int, allowed: Rows | None, exclude: Ragged | 
         if exclude is not None and len(exclude.values):
             query = np.repeat(np.arange(len(rows)), np.diff(exclude.offsets))
             keep &= ~np.isin(np.arange(len(rows))[:, None] * n + rows, query * n + exclude.values)
-        order = np.argsort(~keep, axis=1, kind="stable")[:, :k]
-        keep = np.take_along_axis(keep, order, 1)
-        rows = np.where(keep, np.take_along_axis(rows, order, 1), -1)
-        scores = np.where(keep, np.take_along_axis(scores, order, 1), np.float32(-np.inf))
+        if len(rows) == 1:  # the most frequent request; a tenth of the time of what follows
+            kept = np.flatnonzero(keep[0])[:k]
+            rows, scores = rows[:, kept], scores[:, kept]
+        else:
+            order = np.argsort(~keep, axis=1, kind="stable")[:, :k]
+            keep = np.take_along_axis(keep, order, 1)
+            rows = np.where(keep, np.take_along_axis(rows, order, 1), -1)
+            scores = np.where(keep, np.take_along_axis(scores, order, 1), np.float32(-np.inf))
     if rows.shape[1] < k:
         more = _nothing(len(rows), k - rows.shape[1])
         rows, scores = np.hstack([rows, more[0]]), np.hstack([scores, more[1]])
