@@ -81,6 +81,7 @@ def module(sampler: Any, sparse: bool = False, **changes: Any) -> Retrieval:
 def main(processes: int, folder: Path) -> None:
     """Train all worlds."""
     warnings.simplefilter("ignore")
+    warnings.filterwarnings("error", ".*torch.distributed.*")  # what is deprecated there
     for name, world in WORLDS.items():
         settings = dict(world)
         several = DDPStrategy(process_group_backend="gloo", forward_sync_buffers=False)

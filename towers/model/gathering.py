@@ -132,10 +132,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        world = dist.get_world_size()
-        out = x.new_empty((world * len(x), *x.shape[1:]))
-        dist.all_gather_into_tensor(out, x.contiguous())
-        return out.view(world, *x.shape)
+        out = x.new_empty((dist.get_world_size(), *x.shape))
+        dist.all_gather(list(out.unbind()), x.contiguous())
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
