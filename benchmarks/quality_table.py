@@ -98,7 +98,7 @@ def _goals(rows: list[Row]) -> str:
 
 
 def _table(rows: list[Row], task: str, shown: tuple[str, ...]) -> str:
-    apart = any(len(r["tasks"][task].get("targets", {})) > 1 for r in rows)
+    apart = "recall@20" in shown and any(len(r["tasks"][task].get("targets", {})) > 1 for r in rows)
     head = ["experiment", "kind", *shown, *(["recall@20 by target"] if apart else []), "valid", "seeds", "seconds",
             "commit"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
