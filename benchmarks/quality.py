@@ -35,6 +35,7 @@ from benchmarks.quality_table import RESULTS, mean, read, record  # noqa: E402
 SECONDS = 2400  # on two cores, from the raw log to test metrics
 QUICK_SECONDS = 300
 AGREEMENT = 1e-6  # with the protocol's evaluator
+QUICK_SHARE = 0.95  # of what the whole recipe reaches
 REFERENCE = 0.98  # of the protocol's own row of a baseline: formulas may differ a little
 THEIRS = {"recall": "Recall", "ndcg": "NDCG", "hr": "HitRate"}
 PACKAGES = ("torch", "pytorch-lightning", "numpy", "scipy", "duckdb")
@@ -50,13 +51,14 @@ def measure(
     quick: bool,
     threads: int,
     vectors: Path | None = None,
+    var: Path | None = None,
 ) -> dict[str, Any]:
     """Run one experiment; return its row."""
     protocol = PROTOCOLS[name]
     if vectors is not None:
         (scratch / "var").mkdir()
         (scratch / "var" / "text_vectors").symlink_to(vectors.resolve())
-    places = [f"shared={shared}", f"var={scratch}/var", f"runs={scratch}/runs", f"threads={threads}"]
+    places = [f"shared={shared}", f"var={var or scratch / 'var'}", f"runs={scratch}/runs", f"threads={threads}"]
     tasks = f"evaluate=[{','.join(protocol.tasks)}]"
     latest = scratch / "runs" / method.name / "latest"
     settings = [f"seed={seed}", *(method.quick if quick else ())]
@@ -83,6 +85,7 @@ def measure(
         "seed": seed,
         "seconds": round(seconds, 1),
         "vectors_kept": vectors is not None,
+        "data_kept": var is not None,
         "valid": {"metric": chose["monitor"], "value": chose["best"], "epochs": chose["best_epoch"]},
         "tasks": {task: _task(run, task, protocol, shared) for task in protocol.tasks},
         "commands": [" ".join(["python", *c]).replace(f"{scratch}/", "") for c in commands],
@@ -130,7 +133,10 @@ def disagreement(
 
 
 def judge(rows: list[dict[str, Any]]) -> None:
-    """One line for each goal of one method's rows; with several seeds the mean counts."""
+    """One line for each goal of one method's rows; with several seeds the mean counts.
+
+    A quick variant is held against the recorded rows of the whole recipe.
+    """
     row, protocol = rows[0], PROTOCOLS[rows[0]["protocol"]]
     name = row["experiment"] + (".quick" if row["quick"] else "")
     for method in METHODS[row["protocol"]]:
@@ -139,12 +145,19 @@ def judge(rows: list[dict[str, Any]]) -> None:
                 report(f"quality/{name}/{key}", mean(rows, key), goal, at_most=False)
             for key, value in method.reference:
                 report(f"quality/{name}/{key}/of_reference", mean(rows, key) / value, REFERENCE, at_most=False)
+    whole = [r for r in read() if _kind(r) == (row["protocol"], row["experiment"], False)]
+    for key, _ in protocol.goals if row["quick"] and whole else ():
+        report(f"quality/{name}/{key}/of_whole", mean(rows, key) / mean(whole, key), QUICK_SHARE, at_most=False)
     for task in row["tasks"]:
         differences = [r["tasks"][task]["disagreement"] for r in rows]
         if None not in differences:
             report(f"quality/{name}/{task}/disagreement", max(differences), AGREEMENT, at_most=True)
     bound = QUICK_SECONDS if row["quick"] else SECONDS
     report(f"quality/{name}/seconds", max(r["seconds"] for r in rows), bound, at_most=True)
+
+
+def _kind(row: dict[str, Any]) -> tuple[str, str, bool]:
+    return row["protocol"], row["experiment"], row["quick"]
 
 
 def main() -> None:
@@ -158,12 +171,17 @@ def main() -> None:
     parser.add_argument(
         "--vectors", type=Path, help="sentence vectors kept by an earlier preparation: VAR/text_vectors"
     )
+    parser.add_argument(
+        "--var", type=Path, help="folder where prepared data are kept from row to row; seconds then lack preparing"
+    )
     parser.add_argument("--quick", action="store_true", help="the quick variants")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of the protocols")
     parser.add_argument("--table", action="store_true", help="only write docs/results.md from the recorded rows")
     a = parser.parse_args()
     if unknown := sorted(set(a.protocols) - set(PROTOCOLS)):
         parser.error(f"unknown protocols {unknown}; there are {', '.join(PROTOCOLS)}")
+    if a.var and a.vectors:
+        parser.error("--var and --vectors exclude each other: vectors are kept below VAR already")
     if a.table:
         print(f"wrote {record([])}")
         return
@@ -188,7 +206,15 @@ def main() -> None:
         for seed in range(a.first_seed, a.first_seed + a.seeds):
             with tempfile.TemporaryDirectory(prefix="quality-") as scratch:
                 row = measure(
-                    name, method, seed, Path(scratch), shared, quick=a.quick, threads=a.threads, vectors=a.vectors
+                    name,
+                    method,
+                    seed,
+                    Path(scratch),
+                    shared,
+                    quick=a.quick,
+                    threads=a.threads,
+                    vectors=a.vectors,
+                    var=a.var and a.var.resolve(),
                 )
                 rows.append(row)
             print(f"recorded in {RESULTS} and {record(rows[-1:])}")

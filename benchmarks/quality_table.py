@@ -54,6 +54,7 @@ def page(rows: list[Row]) -> str:
     """The rows as Markdown, a table for each protocol."""
     differences = [t["disagreement"] for r in rows for t in r["tasks"].values() if t["disagreement"] is not None]
     parts = [_HEAD.format(difference=max(differences, default=0.0)), _goals(rows)]
+    parts += filter(None, [_quick(rows)])
     for name, protocol in PROTOCOLS.items():
         mine = [r for r in rows if r["protocol"] == name]
         if not mine:
@@ -116,13 +117,39 @@ def _table(rows: list[Row], task: str, shown: tuple[str, ...]) -> str:
             *([", ".join(f"{label} {part['recall@20']:.4f}" for label, part in targets.items())] if apart else []),
             _valid(seeds),
             str(len(seeds)),
-            f"{statistics.mean(r['seconds'] for r in seeds):.0f}"
-            + (" (one core)" if " 1 threads" in first["machine"] else "")
-            + (" (vectors kept)" if first.get("vectors_kept") else ""),
+            _seconds(seeds),
             first["git_sha"][:7] + (" (changed)" if any(r["git_dirty"] for r in seeds) else ""),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _seconds(rows: list[Row]) -> str:
+    """Wall time of the rows that were measured from the raw log on; of all of them where none was."""
+    whole = [r for r in rows if not r.get("data_kept")] or rows
+    notes = (
+        " (one core)" if " 1 threads" in whole[0]["machine"] else "",
+        " (vectors kept)" if whole[0].get("vectors_kept") else "",
+        " (data kept)" if whole[0].get("data_kept") else "",
+    )
+    return f"{statistics.mean(r['seconds'] for r in whole):.0f}" + "".join(notes)
+
+
+def _quick(rows: list[Row]) -> str:
+    """What the quick variants of the chosen methods keep of the whole ones."""
+    lines = [
+        "## Quick variants\n",
+        "| experiment | protocol | metric | quick | share kept | seconds |",
+        "|---" * 6 + "|",
+    ]
+    for name, protocol in PROTOCOLS.items():
+        chosen = [r for r in rows if r["protocol"] == name and _chosen(r)]
+        quick, whole = ([r for r in chosen if r["quick"] is which] for which in (True, False))
+        for key, _ in protocol.goals if quick and whole else ():
+            value = mean(quick, key)
+            cells = [f"`{quick[0]['experiment']}`", f"`{name}`", key, f"{value:.4f}"]
+            lines.append("| " + " | ".join([*cells, f"{value / mean(whole, key):.3f}", _seconds(quick)]) + " |")
+    return "\n".join(lines) + "\n" if len(lines) > 3 else ""
 
 
 def _cell(metrics: list[dict[str, float]]) -> str:
