@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,18 @@ def test_only_the_nearest_neighbours_of_each_item_are_kept() -> None:
     assert strongest(matrix, 9).toarray().tolist() == matrix.toarray().tolist()
     with pytest.raises(ConfigError, match="at least 1"):
         ItemKNN(neighbours=0).fit(log([[0]]), quiet)
+
+
+@pytest.mark.parametrize("method", [ItemKNN(popularity=1e-3), EASE(regularisation=2.0, popularity=1e-3)])
+def test_what_a_history_says_nothing_of_is_ordered_by_popularity(method: Any) -> None:
+    x = log([[0, 1], [0, 1], [2, 3], [2, 4], [2, 4]], 6)
+    without = scores(dataclasses.replace(method, popularity=0.0), x, batch([[0], []]))
+    found = scores(method, x, batch([[0], []]))
+    shares = np.array([2, 2, 3, 1, 2, 0]) / 3
+    np.testing.assert_allclose(found, without + 1e-3 * shares, rtol=1e-5, atol=1e-7)
+    assert list(np.argsort(-found[1], kind="stable")) == [2, 0, 1, 4, 3, 5], "of nothing, the most popular first"
+    with pytest.raises(ConfigError, match=r"model\.popularity is -1"):
+        dataclasses.replace(method, popularity=-1.0).fit(x, quiet)
 
 
 # Sequence-kNN

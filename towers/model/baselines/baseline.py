@@ -99,14 +99,41 @@ class HistoryBaseline(Baseline):
 
 @dataclass(frozen=True)
 class Neighbourhood(HistoryBaseline):
-    """Those for which ``s`` is a matrix: the state holds ``similarity [I, I]``, a row for each item of a history."""
+    """Those for which ``s`` is a matrix: the state holds ``similarity [I, I]``, a row for each item of a history.
+
+    With ``popularity`` it is ``[I + 1, I]``: the last row stands in everybody's history.
+    """
+
+    popularity: float = 0.0
+    """Added to all scores, times an item's share of the most popular one's events; 1e-6 orders only what ties
+    otherwise, above all the items of which a short history says nothing."""
+
+    def learnt(self, similarity: Matrix, log: Interactions) -> State:
+        """The state: ``[I, I]`` similarities, and what popularity says.
+
+        Raises:
+            ConfigError: a negative weight of popularity.
+        """
+        if self.popularity < 0:
+            raise ConfigError(f"model.popularity is {self.popularity}; set 0 or more")
+        if self.popularity == 0:
+            return {"similarity": similarity}
+        events = np.bincount(log.item, minlength=log.n_items)
+        row = np.float32(self.popularity) * (events / max(1, events.max())).astype(np.float32)[None]
+        if sparse.issparse(similarity):
+            return {"similarity": sparse.vstack([similarity, sparse.csr_array(row)], format="csr")}
+        return {"similarity": np.vstack([similarity, row])}
 
     def queries(self, state: State, batch: Batch, users: Features) -> Matrix:
-        """``[B, I]``."""
-        return histories(batch, state["similarity"].shape[0], self.decay)
+        """``[B, I]``, or ``[B, I + 1]``."""
+        rows, items = state["similarity"].shape
+        found = histories(batch, items, self.decay)
+        if rows == items:
+            return found
+        return sparse.hstack([found, np.ones((found.shape[0], 1), np.float32)], format="csr")
 
     def items(self, state: State, rows: NDArray[np.int64]) -> Matrix:
-        """``[I, N]``."""
+        """``[I, N]``, or ``[I + 1, N]``."""
         similarity = state["similarity"]
         return similarity if len(rows) == similarity.shape[1] else similarity[:, rows]  # a copy may be gigabytes
 

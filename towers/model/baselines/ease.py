@@ -64,7 +64,7 @@ class EASE(Neighbourhood):
         weights = inverse(gram)
         weights /= -np.diag(weights).copy()
         np.fill_diagonal(weights, 0.0)
-        return {"similarity": weights}
+        return self.learnt(weights, log)
 
 
 def inverse(matrix: NDArray[Any]) -> NDArray[np.float32]:

@@ -60,4 +60,4 @@ class ItemKNN(Neighbourhood):
         together.setdiag(0)
         similarity = scaled(together, items**-self.history_power, items**-self.item_power)
         similarity.eliminate_zeros()
-        return {"similarity": similarity if self.neighbours is None else strongest(similarity, self.neighbours)}
+        return self.learnt(similarity if self.neighbours is None else strongest(similarity, self.neighbours), log)

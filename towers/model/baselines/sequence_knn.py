@@ -62,4 +62,4 @@ class SequenceKNN(Neighbourhood):
         counts = followers(log, self.lag_decay, self.backward, self.user_power)
         progress("normalising", 0.9)
         events = np.maximum(np.bincount(log.item, minlength=log.n_items), 1).astype(np.float64)
-        return {"similarity": scaled(counts, events**-self.history_power, events**-self.item_power)}
+        return self.learnt(scaled(counts, events**-self.history_power, events**-self.item_power), log)
