@@ -157,7 +157,7 @@ def test_auto_settings() -> None:
         ({"kind": "ivf_flat", "nlist": 11}, (10, 16), "index.nlist=0"),
         ({"kind": "hnsw", "m": 1}, (10, 16), "32 is usual"),
         ({"kind": "flat"}, (0, 16), "empty"),
-        ({"kind": "lsh"}, (10, 16), "flat, ivf_flat, ivf_pq, hnsw"),
+        ({"kind": "lsh"}, (10, 16), "flat, ivf_flat, ivf_fp16, ivf_sq8, ivf_pq, ivf_pq4, ivf_rabitq, hnsw"),
         ({"nprobe": 0}, (10, 16), "at least 1"),
         ({"nprobe": 2.5}, (10, 16), "whole number"),
         ({"min_recall": 95}, (10, 16), "share"),

@@ -61,8 +61,13 @@ ids, scores = retriever.recommend({{"history": []}}, k=10)  # raw user features,
 _SHOWN = {
     "flat": (),
     "ivf_flat": ("nlist", "nprobe"),
+    "ivf_fp16": ("nlist", "nprobe", "rescore"),
+    "ivf_sq8": ("nlist", "nprobe", "rescore"),
     "ivf_pq": ("nlist", "nprobe", "m", "rescore"),
+    "ivf_pq4": ("nlist", "nprobe", "m", "rescore"),
+    "ivf_rabitq": ("nlist", "nprobe", "rescore"),
     "hnsw": ("m", "ef_construction", "ef_search"),
+    "hnsw_sq8": ("m", "ef_construction", "ef_search", "rescore"),
 }
 
 

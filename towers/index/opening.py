@@ -17,7 +17,7 @@ from towers.features import columns as c
 from towers.index import layout
 from towers.index.faiss_setup import faiss
 from towers.index.manifest import MANIFEST, is_count, parse_json, read_manifest
-from towers.index.recipes import IndexRecipe
+from towers.index.recipes import FAISS_TYPES, IndexRecipe
 from towers.index.requests import KnownUsers
 from towers.index.search import VectorSearch
 from towers.index.similarity import Similarity
@@ -146,8 +146,7 @@ def _index(root: Path, n: int, dim: int, recipe: IndexRecipe) -> faiss.Index:
         index = faiss.read_index(str(root / layout.INDEX))
         if (index.ntotal, index.d, index.metric_type) != (n, dim, faiss.METRIC_INNER_PRODUCT):
             raise ValueError(f"{index.ntotal} vectors of {index.d} dimensions, metric {index.metric_type}")
-        want = {"flat": "IndexFlat", "ivf_flat": "IndexIVFFlat", "ivf_pq": "IndexIVFPQ", "hnsw": "IndexHNSWFlat"}
-        if not type(index).__name__.startswith(want[recipe.kind]):
+        if type(index).__name__ not in FAISS_TYPES[recipe.kind]:
             raise ValueError(f"an {type(index).__name__}; the manifest says {recipe.kind}")
         return index
 

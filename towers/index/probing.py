@@ -62,7 +62,7 @@ def with_probe_growth(
     recipe: IndexRecipe, index: Any, embeddings: NDArray[np.float32], queries: NDArray[np.float32]
 ) -> IndexRecipe:
     """The recipe of an IVF index with its ``probe_growth`` measured; another as it is. Arguments as there."""
-    if not recipe.kind.startswith("ivf") or not len(queries):
+    if not recipe.is_ivf or not len(queries):
         return recipe
     return replace(recipe, probe_growth=round(probe_growth(index, recipe, embeddings, queries), 4))
 

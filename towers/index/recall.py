@@ -73,11 +73,13 @@ def check_recall(recipe: IndexRecipe, measured: float) -> None:
     """
     if measured >= recipe.min_recall:
         return
-    cures = {
-        "ivf_flat": [_raise("nprobe", recipe.nprobe, recipe.nlist)],
-        "ivf_pq": [_raise("nprobe", recipe.nprobe, recipe.nlist), _raise("rescore", recipe.rescore)],
-        "hnsw": [_raise("ef_search", recipe.ef_search), _raise("m", recipe.m)],
-    }.get(recipe.kind, [])  # fmt: skip
+    cures = []
+    if recipe.is_ivf:
+        cures.append(_raise("nprobe", recipe.nprobe, recipe.nlist))
+    if recipe.lossy:
+        cures.append(_raise("rescore", recipe.rescore))
+    if recipe.kind.startswith("hnsw"):
+        cures += [_raise("ef_search", recipe.ef_search), _raise("m", recipe.m)]
     cure = ", or ".join([c for c in cures if c] + ["use index=flat (exact)"])
     raise ConfigError(
         f"recall@{recipe.recall_at} of the {recipe.kind} index against exact search is {measured:.4f}, below "

@@ -134,7 +134,7 @@ class VectorSearch:
         away = pointing_away(cells, allowed, self._cells, self._cell_sizes)
         bits = packed(allowed, len(self.embeddings))
         params = _faiss.SearchParametersIVF(nprobe=way.nprobe, sel=_faiss.IDSelectorBitmap(bits))
-        more = self.recipe.rescore if self.recipe.kind == "ivf_pq" else 1
+        more = self.recipe.rescore if self.recipe.lossy else 1
         fetch = min(way.eligible, way.fetch * more)
         rows, scores = _nothing(len(queries), fetch)
         pointer = _faiss.swig_ptr
@@ -143,7 +143,7 @@ class VectorSearch:
             params,
         )  # fmt: skip
         scores[rows < 0] = -np.inf
-        if more > 1:
+        if self.recipe.lossy:
             return _best(rows, self.scores(queries, rows), way.fetch), away
         return (rows, scores), away
 
@@ -167,11 +167,11 @@ class VectorSearch:
         recipe = self.recipe
         widen = k / recipe.recall_at
         params: Any = None
-        if widen > 1 and recipe.kind.startswith("ivf"):
+        if widen > 1 and recipe.is_ivf:
             params = _faiss.SearchParametersIVF(nprobe=recipe.probes(k))
-        elif widen > 1 and recipe.kind == "hnsw":
+        elif widen > 1 and recipe.kind.startswith("hnsw"):
             params = _faiss.SearchParametersHNSW(efSearch=math.ceil(recipe.ef_search * widen))
-        if recipe.kind != "ivf_pq":
+        if not recipe.lossy:
             scores, rows = self.index.search(queries, k, params=params)
             scores[rows < 0] = -np.inf  # FAISS fills up with the lowest float
             return rows, scores
