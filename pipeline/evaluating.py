@@ -26,6 +26,7 @@ from towers.evaluation.results import Evaluation
 from towers.evaluation.table import table
 from towers.evaluation.task import Task
 from towers.index.fusion import Fusion
+from towers.model import checkpoints
 from towers.model.baselines import fitted
 from towers.model.baselines.fitted import Fitted
 from towers.model.mixture import Reranked
@@ -59,8 +60,7 @@ def load(
         with open_dict(config):
             config.aggregate = {**config.get("aggregate", {}), **aggregate}
     module = build.retrieval(config, dataset)
-    state = torch.load(run.weights, map_location="cpu", weights_only=False)["state_dict"]
-    module.load_state_dict(state)
+    module.load_state_dict(checkpoints.read(run.weights)["state_dict"])
     if dim is not None:
         module.model.truncate(dim)
     return module.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -57,7 +57,7 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of ``best.ckpt`` and ``last.ckpt``."""
+        """Folder of ``best.ckpt``, ``last.ckpt`` and the one before it, ``previous.ckpt``."""
         return self.folder / "checkpoints"
 
     @property
@@ -67,7 +67,7 @@ class Run:
         Raises:
             ConfigError: the run has not come to a checkpoint.
         """
-        for name in ("best.ckpt", "last.ckpt", BASELINE):
+        for name in ("best.ckpt", "last.ckpt", "previous.ckpt", BASELINE):
             if (self.checkpoints / name).is_file():
                 return self.checkpoints / name
         raise ConfigError(

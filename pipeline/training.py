@@ -26,7 +26,8 @@ from pipeline.evaluating import evaluate_run
 from pipeline.runs import Run
 from pipeline.settings import effective
 from towers.errors import ConfigError
-from towers.model.callbacks import KeepLast, ProgressBar, StopOnNonFiniteLoss, Throughput
+from towers.model import checkpoints
+from towers.model.callbacks import KeepLast, ProgressBar, StopOnNonFiniteLoss, Throughput, WholeCheckpoints
 from towers.model.module import Retrieval
 
 # Lightning's advice on DataLoader workers does not apply: batches are integer gathers from arrays in memory.
@@ -68,6 +69,7 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
         default_root_dir=str(run.folder),
         logger=_loggers(config, run),
         limit_val_batches=0 if config.refit else None,
+        plugins=[WholeCheckpoints()],
         callbacks=[
             c
             for c in (ProgressBar(), Throughput(), StopOnNonFiniteLoss(), trace, last, best, stop)
@@ -82,21 +84,20 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
     if trainer.is_global_zero:
         say(_summary(module_data, module, run, trainer.world_size))
         say(str(held))
-    resume = run.checkpoints / "last.ckpt"
-    resumes = bool(config.resume) and resume.is_file()
-    if not resumes:
+    resume = _newest(run) if config.resume else None
+    if resume is None:
         _start(config, run, trainer, module, module_data, best, stop)
     try:
         trainer.fit(
             module,
             module_data,
-            ckpt_path=str(resume) if resumes else None,
+            ckpt_path=None if resume is None else str(resume),
             weights_only=False,
         )
     except SystemExit as e:  # Lightning's, without a word and without the status that a scheduler looks for
         say(f"stopped; go on with: python train.py resume={run.folder}")
         raise SystemExit(128 + (signal.SIGTERM if isinstance(e, SIGTERMException) else signal.SIGINT)) from None
-    trainer.save_checkpoint(resume)
+    trainer.save_checkpoint(run.checkpoints / checkpoints.LAST)
     if torch.distributed.is_initialized():  # at the interpreter's exit, gloo may wait for ever
         torch.distributed.destroy_process_group()
     value = None if best is None or best.best_model_score is None else float(best.best_model_score)
@@ -117,6 +118,16 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
     return value
 
 
+def _newest(run: Run) -> Path | None:
+    """The checkpoint to go on from, and a word if it is not the last that was saved."""
+    found = checkpoints.newest(run.checkpoints)
+    if found is not None and found.name != checkpoints.LAST:
+        say(
+            f"{run.checkpoints / checkpoints.LAST} is damaged or missing; going on from {found.name}, the one before it"
+        )
+    return found
+
+
 def _start(
     config: DictConfig,
     run: Run,
@@ -133,7 +144,7 @@ def _start(
     monitor = build.monitor(config)
     value = torch.tensor(trainer.validate(module, data, verbose=False)[0][monitor])
     say(f"before training: {monitor} {value:.4f}")
-    path = str(run.checkpoints / "best.ckpt")
+    path = str(run.checkpoints / checkpoints.BEST)
     trainer.save_checkpoint(path)
     best.load_state_dict(
         {
@@ -196,7 +207,7 @@ def _early_stopping(config: DictConfig) -> EarlyStopping | None:
 def _best_epoch(best: ModelCheckpoint | None) -> int:
     """Epochs trained when the best checkpoint was written."""
     assert best is not None
-    checkpoint = torch.load(best.best_model_path, weights_only=False, map_location="cpu")
+    checkpoint = checkpoints.read(Path(best.best_model_path))
     return int(checkpoint["epoch"]) + 1 if checkpoint["global_step"] else 0
 
 

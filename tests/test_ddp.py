@@ -33,7 +33,7 @@ def test_two_processes_train_one_run(tmp_path: Path) -> None:
     runs = tmp_path / "runs/market"
     folder = (runs / "latest").resolve()
     assert {p.name for p in runs.iterdir()} == {"latest", folder.name}
-    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert len((folder / "log/metrics.csv").read_text().splitlines()) == 4, (
         "a header, one row for each epoch, one at the end"
     )

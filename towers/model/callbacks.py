@@ -8,11 +8,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import TorchCheckpointIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.profiler import ProfilerActivity, profile
 
 from towers.errors import ConfigError
+from towers.model import checkpoints
 from towers.model.memory import size, used_bytes
 
 
@@ -89,6 +91,16 @@ class Throughput(pl.Callback):
             self.clock.restart()
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Every checkpoint that Lightning saves, by whichever callback, is written as ``checkpoints.write`` does it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write the file; the ``last.ckpt`` that was there becomes ``previous.ckpt``."""
+        path = Path(path)
+        keep = path.with_name(checkpoints.PREVIOUS) if path.name == checkpoints.LAST else None
+        checkpoints.write(checkpoint, path, keep)
+
+
 class KeepLast(pl.callbacks.Checkpoint):
     """Saves ``last.ckpt`` every so many optimiser steps, at moments from which Lightning resumes exactly.
 
@@ -97,12 +109,12 @@ class KeepLast(pl.callbacks.Checkpoint):
     both.) An epoch of a single batch therefore has no such moment; the end of training is saved in any case.
 
     Args:
-        folder: where; the file is replaced whole.
+        folder: where; the file is replaced whole, and the one before it kept (see ``checkpoints``).
         every: optimiser steps between two saves, at least.
     """
 
     def __init__(self, folder: str, every: int) -> None:
-        self.path, self.every = f"{folder}/last.ckpt", every
+        self.path, self.every = f"{folder}/{checkpoints.LAST}", every
         self.saved = self.seen = 0  # optimiser steps
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
