@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from towers.index.filters import Attribute
     from towers.index.fusion import Fusion
+    from towers.index.handle import RetrieverHandle
     from towers.index.results import Results
     from towers.index.retriever import Retriever
+    from towers.index.watching import Watch
 
-_HOMES = {"Attribute": "filters", "Fusion": "fusion", "Results": "results", "Retriever": "retriever"}
-__all__ = ["Attribute", "Fusion", "Results", "Retriever"]
+_HOMES = {
+    "Attribute": "filters", "Fusion": "fusion", "Results": "results", "Retriever": "retriever",
+    "RetrieverHandle": "handle", "Watch": "watching",
+}  # fmt: skip
+__all__ = ["Attribute", "Fusion", "Results", "Retriever", "RetrieverHandle", "Watch"]
 
 
 def __getattr__(name: str) -> Any:

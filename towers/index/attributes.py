@@ -14,6 +14,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pyarrow as pa
@@ -62,7 +63,14 @@ class Column:
         self._rows = parents[np.argsort(places, kind="stable")].astype(np.uint32)
         self._text = isinstance(self._keys, pa.Array)
         self._offsets = np.concatenate([[0], np.cumsum(np.bincount(places, minlength=len(self._keys)))])
-        self._between: Callable[[int, int], Rows] = lru_cache(_KEPT)(self._find)
+        me = ref(self)  # not self: a cycle would hold the rows of a bundle that has been swapped out until gc comes by
+
+        def find(first: int, last: int) -> Rows:
+            column: Any = me()
+            found: Rows = column._find(first, last)
+            return found
+
+        self._between: Callable[[int, int], Rows] = lru_cache(_KEPT)(find)
 
     def key(self, value: Any) -> Key:
         """The value as what ``where`` compares.

@@ -81,6 +81,16 @@ def read_manifest(root: Path, *, verify: bool = True) -> dict[str, Any]:
     return manifest
 
 
+def bundle_id(root: Path) -> str:
+    """The first twelve digits of the manifest's SHA-256, which covers every file: what answers name a bundle by.
+
+    Raises:
+        OSError: there is no bundle.
+    """
+    with (root / SEAL).open("rb") as f:
+        return f.read(12).decode("ascii", "replace")
+
+
 def parse_json(text: bytes, name: str) -> dict[str, Any]:
     """A JSON object, strictly: no duplicate keys, no NaN, nothing but an object at the top."""
 

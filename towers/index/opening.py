@@ -16,7 +16,7 @@ from towers.features import Encoders, Featurizer, IdMap, Ragged, Schema, open_en
 from towers.features import columns as c
 from towers.index import layout
 from towers.index.faiss_setup import faiss
-from towers.index.manifest import MANIFEST, is_count, parse_json, read_manifest
+from towers.index.manifest import MANIFEST, bundle_id, is_count, parse_json, read_manifest
 from towers.index.recipes import FAISS_TYPES, IndexRecipe
 from towers.index.requests import KnownUsers
 from towers.index.search import VectorSearch
@@ -42,6 +42,7 @@ class OpenBundle:
         known: the known users, memory-mapped, or None.
         user_tower: the exported user tower.
         golden: content of ``golden.json``.
+        id: names the bundle in results, see ``manifest.bundle_id``.
     """
 
     manifest: dict[str, Any]
@@ -57,6 +58,7 @@ class OpenBundle:
     known: KnownUsers | None
     user_tower: Tower
     golden: dict[str, Any]
+    id: str = ""
 
 
 def open_bundle(
@@ -73,6 +75,7 @@ def open_bundle(
     Raises:
         BundleError: names the file and what is wrong with it.
     """
+    root = root.resolve()  # a link that moves meanwhile must not mix two bundles
     manifest = read_manifest(root, verify=verify)
     files = manifest["files"]
     for name in (layout.SCHEMA, layout.GOLDEN, layout.ITEM_IDS, layout.ATTRIBUTES, layout.EMBEDDINGS, layout.INDEX,
@@ -111,6 +114,7 @@ def open_bundle(
         known=known,
         user_tower=tower,
         golden=parse_json((root / layout.GOLDEN).read_bytes(), layout.GOLDEN),
+        id=bundle_id(root),
     )
 
 

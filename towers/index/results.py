@@ -28,12 +28,14 @@ class Results:
         unknown: ``[Q]`` (one request: a number) items of a raw history that the catalogue does not have;
             they were skipped.
         plan: how the items were found, and how many were eligible, if ``explain`` was asked for.
+        bundle: id of the bundle that answered, see ``manifest.bundle_id``.
     """
 
     ids: NDArray[Any]
     scores: NDArray[np.float32]
     unknown: Any = 0
     plan: Plan | None = None
+    bundle: str = ""
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         """The ids, then the scores."""
@@ -48,6 +50,7 @@ def answers(
     one: bool,
     unknown: NDArray[np.int64] | None = None,
     plan: Plan | None = None,
+    bundle: str = "",
 ) -> Results:
     """Rows as external ids; for one request without the places that are left.
 
@@ -58,9 +61,10 @@ def answers(
         one: whether one request was made, not a list of them.
         unknown: ``[Q]``, see ``Results``; None: none.
         plan: see ``Results``.
+        bundle: see ``Results``.
     """
     unknown = np.zeros(len(rows), np.int64) if unknown is None else unknown
     if not one:
-        return Results(ids.external(rows), scores, unknown, plan)
+        return Results(ids.external(rows), scores, unknown, plan, bundle)
     there = rows[0] >= 0
-    return Results(ids.external(rows[0][there]), scores[0][there], int(unknown[0]), plan)
+    return Results(ids.external(rows[0][there]), scores[0][there], int(unknown[0]), plan, bundle)

@@ -141,7 +141,7 @@ class Retriever:
             )
             plan = Plan("exact", len(self), len(self) if eligible.rows is None else len(eligible.rows), 0, k)
         told = _told(plan, eligible) if explain else None
-        return answers(self._bundle.items, rows, scores, one=one, unknown=unknown, plan=told)
+        return answers(self._bundle.items, rows, scores, one=one, unknown=unknown, plan=told, bundle=self._bundle.id)
 
     def search(
         self,
@@ -179,7 +179,8 @@ class Retriever:
         (rows, scores), plan = self._bundle.search.explained(
             queries, k, allowed=eligible.rows, exclude=mine, exact=exact
         )
-        return answers(self._bundle.items, rows, scores, one=one, plan=_told(plan, eligible) if explain else None)
+        told = _told(plan, eligible) if explain else None
+        return answers(self._bundle.items, rows, scores, one=one, plan=told, bundle=self._bundle.id)
 
     def similar(self, item: Any, k: int = 10, *, filter: Filter | str | None = None, at: When | None = None) -> Results:
         """The ``k`` items whose embeddings score highest with this item's, without itself.
@@ -222,7 +223,7 @@ class Retriever:
         vectors = np.asarray(self._bundle.search.embeddings[rows], np.float32)
         allowed, mine = users.passing(filter), users.not_again(rows, exclude or [])
         found, scores = match(vectors, users.embeddings, k, allowed=allowed, exclude=mine)
-        return answers(users.ids, found, scores, one=one)
+        return answers(users.ids, found, scores, one=one, bundle=self._bundle.id)
 
     def vector(self, users: Users, *, at: When | None = None, context: Contexts | None = None) -> NDArray[np.float32]:
         """``[D]`` of one user, ``[Q, D]`` of many, as the user tower gives them."""
