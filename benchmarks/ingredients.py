@@ -26,7 +26,7 @@ _SEQUENCES = [
     Ablation("uniform negatives: by popularity, not corrected", ("negatives=popularity", "correct_negatives=false")),
     Ablation("uniform negatives: in the batch, corrected", ("negatives=in_batch",)),
     Ablation("uniform negatives: all items", ("negatives=full",)),
-    Ablation("width 512: 128", ("model.dim=128",)),
+    Ablation("width 256: 64", ("model.dim=64",)),
 ]
 _FOLD_IN = Ablation("users folded in: their mean", ("model.blocks.ials.history.pooling=mean",))
 _BALANCED = Ablation("weights of scores with a spread of 1: as they come", ("model.balanced=false",))

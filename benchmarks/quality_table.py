@@ -12,6 +12,8 @@ from benchmarks.protocols import METHODS, PROTOCOLS
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+README = Path(__file__).parents[1] / "README.md"
+MARKS = "<!-- chosen methods: written by `python benchmarks/quality.py --table` -->\n", "<!-- end -->\n"
 KINDS = ("baseline", "closed form", "trained")
 
 Row = dict[str, Any]
@@ -36,13 +38,15 @@ def read() -> list[Row]:
 
 
 def record(rows: list[Row]) -> Path:
-    """Add rows to the record, each in place of an older one of its experiment, seed and variant; rewrite the page."""
+    """Add rows to the record, each in place of an older one of its experiment, seed and variant; rewrite the tables."""
     latest = {_key(row): row for row in [*read(), *rows]}
     order = list(PROTOCOLS)
     kept = sorted(latest.values(), key=lambda r: (order.index(r["protocol"]), r["quick"], KINDS.index(r["kind"]),
                                                   r["experiment"], r["seed"]))  # fmt: skip
     RESULTS.write_text(json.dumps({"rows": kept}, indent=1) + "\n")
     PAGE.write_text(page(kept))
+    before, _, rest = README.read_text().partition(MARKS[0])
+    README.write_text(before + MARKS[0] + summary(kept) + MARKS[1] + rest.partition(MARKS[1])[2])
     return PAGE
 
 
@@ -66,6 +70,21 @@ def page(rows: list[Row]) -> str:
                 parts.append(f"Task `{task}`:\n")
             parts.append(_table(mine, task, protocol.shown) + "\n")
     return "\n".join(parts)
+
+
+def summary(rows: list[Row]) -> str:
+    """What the README shows: the chosen methods beside the strongest of others."""
+    lines = ["| experiment | protocol | test | strongest known |", "|---" * 4 + "|"]
+    for name, protocol in PROTOCOLS.items():
+        chosen = [r for r in rows if r["protocol"] == name and _chosen(r) and not r["quick"]]
+        if chosen and protocol.goals:
+            values = ", ".join(
+                f"{key.removeprefix('test/').removeprefix('published/')} {mean(chosen, key):.4f}"
+                for key, _ in protocol.goals
+            )
+            cells = [f"`{chosen[0]['experiment']}`", f"`{name}`", values, protocol.known]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def mean(rows: list[Row], key: str) -> float:

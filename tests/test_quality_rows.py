@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from benchmarks import quality_table
 from benchmarks.ingredients import ABLATIONS, Ablation
 from benchmarks.protocols import METHODS, PROTOCOLS, Method
 
@@ -49,3 +50,9 @@ def test_goals_are_those_of_one_chosen_method() -> None:
 @pytest.mark.parametrize(("experiment", "ablation"), TAKEN_OUT, ids=lambda x: getattr(x, "label", x))
 def test_an_ablation_changes_the_recipe(experiment: str, ablation: Ablation) -> None:
     assert quick(experiment, *ablation.overrides) != quick(experiment)
+
+
+def test_the_readme_and_the_page_say_what_is_recorded() -> None:
+    rows = quality_table.read()
+    assert quality_table.summary(rows) in quality_table.README.read_text(), "write it: benchmarks/quality.py --table"
+    assert quality_table.page(rows) == quality_table.PAGE.read_text(), "write it: benchmarks/quality.py --table"
