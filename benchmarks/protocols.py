@@ -73,7 +73,10 @@ def _melo(mrr: float, average_precision: float) -> Values:
 # Published rows of the sequences are not refitted, classical ones are both: hence each of the two sets twice.
 PROTOCOLS = {
     "xing16": Protocol(
-        "xing16-warm", known="rank fusion of three: .1416, .2740, .0792", goals=_test(r20=0.158, r100=0.312, n20=0.089), stretch=_test(r20=0.170, r100=0.330, n20=0.095)
+        "xing16-warm",
+        known="rank fusion of three: .1416, .2740, .0792",
+        goals=_test(r20=0.158, r100=0.312, n20=0.089),
+        stretch=_test(r20=0.170, r100=0.330, n20=0.095),
     ),
     "xing16_coldjob": Protocol(
         "xing16-coldjob",
@@ -95,30 +98,81 @@ PROTOCOLS = {
             ("all:warm/recall@20", 0.18),
         ),
     ),
-    "jobviews": Protocol("jobviews-next", known="content and item-kNN: .4340, .2431", goals=_test(r20=0.455, n20=0.258), stretch=_test(r20=0.470, n20=0.270)),
-    "esco_skills": Protocol("esco-skills-isco", known="kernel ridge and text match: .2644, .5257", goals=_test(r20=0.280, n20=0.545), stretch=_test(r20=0.290, n20=0.570)),
-    "gowalla": Protocol("gowalla", known="SVD, d = 1024: .1881, .1576; published NESCL: .1917, .1617", goals=_test(r20=0.189, n20=0.160), stretch=_test(r20=0.1925, n20=0.162)),
-    "amazon_cds": Protocol("amazon-cds", known="published UltraGCN: .1622, .1043", goals=_test(r20=0.163, n20=0.105), stretch=_test(r20=0.175, n20=0.112)),
+    "jobviews": Protocol(
+        "jobviews-next",
+        known="content and item-kNN: .4340, .2431",
+        goals=_test(r20=0.455, n20=0.258),
+        stretch=_test(r20=0.470, n20=0.270),
+    ),
+    "esco_skills": Protocol(
+        "esco-skills-isco",
+        known="kernel ridge and text match: .2644, .5257",
+        goals=_test(r20=0.280, n20=0.545),
+        stretch=_test(r20=0.290, n20=0.570),
+    ),
+    "gowalla": Protocol(
+        "gowalla",
+        known="SVD, d = 1024: .1881, .1576; published NESCL: .1917, .1617",
+        goals=_test(r20=0.189, n20=0.160),
+        stretch=_test(r20=0.1925, n20=0.162),
+    ),
+    "amazon_cds": Protocol(
+        "amazon-cds",
+        known="published UltraGCN: .1622, .1043",
+        goals=_test(r20=0.163, n20=0.105),
+        stretch=_test(r20=0.175, n20=0.112),
+    ),
     "amazon_beauty": Protocol(
-        "s3rec-beauty", refit=False, known="published SASRec, eSASRec: .0928, .0531", goals=_test(r10=0.0935, n10=0.0555), stretch=_test(r10=0.100, n10=0.062)
+        "s3rec-beauty",
+        refit=False,
+        known="published SASRec, eSASRec: .0928, .0531",
+        goals=_test(r10=0.0935, n10=0.0555),
+        stretch=_test(r10=0.100, n10=0.062),
     ),
     "amazon_beauty_refitted": Protocol(
-        "s3rec-beauty", known="sequence-kNN: .0993, .0632", goals=_test(r10=0.106, n10=0.066), stretch=_test(r10=0.112, n10=0.070)
+        "s3rec-beauty",
+        known="sequence-kNN: .0993, .0632",
+        goals=_test(r10=0.106, n10=0.066),
+        stretch=_test(r10=0.112, n10=0.070),
     ),
     "amazon_sports": Protocol(
-        "s3rec-sports", refit=False, known="published SASRec, eSASRec: .0569, .0323", goals=_test(r10=0.058, n10=0.035), stretch=_test(r10=0.064, n10=0.037)
+        "s3rec-sports",
+        refit=False,
+        known="published SASRec, eSASRec: .0569, .0323",
+        goals=_test(r10=0.058, n10=0.035),
+        stretch=_test(r10=0.064, n10=0.037),
     ),
     "amazon_sports_refitted": Protocol(
-        "s3rec-sports", known="sequence-kNN: .0645, .0376", goals=_test(r10=0.067, n10=0.040), stretch=_test(r10=0.072, n10=0.043)
+        "s3rec-sports",
+        known="sequence-kNN: .0645, .0376",
+        goals=_test(r10=0.067, n10=0.040),
+        stretch=_test(r10=0.072, n10=0.043),
     ),
-    "melo": Protocol(None, ("published",), refit=False, known="published e5, not fine-tuned: .6735, .4735", goals=_melo(0.66, 0.39), stretch=_melo(0.6735, 0.4735),
-                     shown=("mrr@1000", "map@1000", "recall@10", "recall@100")),
-    "melo_titles": Protocol(None, ("published",), refit=False, goals=_melo(0.69, 0.42),
-                            shown=("mrr@1000", "map@1000", "recall@10", "recall@100")),
-    "melo_pooled": Protocol(None, ("published",), refit=False, goals=_melo(0.72, 0.60),
-                            shown=("mrr@1000", "map@1000", "recall@10", "recall@100")),
+    "melo": Protocol(
+        None,
+        ("published",),
+        refit=False,
+        known="published e5, not fine-tuned: .6735, .4735",
+        goals=_melo(0.66, 0.39),
+        stretch=_melo(0.6735, 0.4735),
+        shown=("mrr@1000", "map@1000", "recall@10", "recall@100"),
+    ),
+    "melo_titles": Protocol(
+        None,
+        ("published",),
+        refit=False,
+        goals=_melo(0.69, 0.42),
+        shown=("mrr@1000", "map@1000", "recall@10", "recall@100"),
+    ),
+    "melo_pooled": Protocol(
+        None,
+        ("published",),
+        refit=False,
+        goals=_melo(0.72, 0.60),
+        shown=("mrr@1000", "map@1000", "recall@10", "recall@100"),
+    ),
     "ml_100k": Protocol(None),
-}  # fmt: skip
+}
 
 
 def _baseline(experiment: str, reference: Values = ()) -> Method:
