@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize
@@ -39,8 +40,8 @@ class InMemory:
     """All examples as tensors, gathered once."""
 
     def __init__(self, data: Any) -> None:
-        collate = data.train_dataloader()._collate
-        self.whole: Batch = collate(data.examples)
+        everything = data.parts.open(np.arange(len(data.parts.sizes)))
+        self.whole: Batch = everything(np.arange(len(data.parts)))
 
     def batch(self, rows: torch.Tensor) -> Batch:
         """Examples by number: plain indexing."""

@@ -6,10 +6,11 @@ its newest part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,10 +18,13 @@ from numpy.typing import NDArray
 
 from data.impressions import Impressions
 from data.prepared import Examples, HistoryLog, ragged_slices
+from data.windows import Piece, Windows, windows
 from towers.errors import ConfigError
 from towers.features import Batch, Ragged
 
 _HOUR_US = 3_600_000_000
+T = TypeVar("T")
+Made = TypeVar("Made", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Collator:
     def _positions(self, e: Examples) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """``[B, L]`` places in the history log, the newest first, and whether there is one."""
         h = self.history
-        start, own = h.offsets[e.user], self.known is not None and self.clock == "none"
+        place, own = e.user if e.place is None else e.place, self.known is not None and self.clock == "none"
+        start = h.offsets[place]
         lengths = np.minimum(e.history_end - start, self.length + own)
         longest = max(1, int(lengths.max(initial=0)))
         there = np.arange(longest) < lengths[:, None]
@@ -87,69 +92,112 @@ class Collator:
         if self.known is None:
             return Ragged(np.zeros(len(e) + 1, np.int64), np.zeros(0, np.int64))
         offsets, values = self.known
-        return ragged_slices(values, offsets[e.user], offsets[e.user + 1])
+        place = e.user if e.place is None else e.place
+        return ragged_slices(values, offsets[place], offsets[place + 1])
 
 
-class TrainBatches:
+class Parts(Protocol[Made]):
+    """Training examples that are opened some parts at a time."""
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """``[P]`` positions in each part."""
+
+    @property
+    def weights(self) -> NDArray[np.int64]:
+        """``[P]`` bytes that each takes while it is open."""
+
+    @property
+    def capacity(self) -> int | None:
+        """Bytes of the parts that may be open together; None: all may."""
+
+    def open(self, parts: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], Made]:
+        """Read some parts: what makes a batch of some of their positions, counted from the first part's."""
+
+
+class TrainBatches(Generic[T]):
     """Shuffled training batches; every example once per epoch.
 
-    The order is a function of (seed, epoch) alone, and the position in it is a single number, so that a
-    run that was stopped in the middle of an epoch goes on with exactly the batches it had not seen.
+    The order is a function of (seed, epoch) alone, see ``data.windows``, and the position in it is a single number, so
+    that a run that was stopped in the middle of an epoch goes on with exactly the batches it had not seen.
+
+    While a step runs, the next batches are made and the next window is read. What was handed out counts as done, not
+    what was made: hence nothing depends on ``workers``.
 
     Args:
-        examples: the training examples.
-        collate: makes the batch.
+        parts: the training examples.
+        join: one batch of several, where the end of a window lies within a batch.
         batch_size: examples in a batch, on this rank.
         seed: of the order.
         epoch: tells the current epoch.
         rank, world: this process and how many there are; each takes every ``world``-th example.
+        workers: threads that make batches, each one ahead.
     """
 
     def __init__(
         self,
-        examples: Examples,
-        collate: Callable[[Examples], Batch],
+        parts: Parts[T],
+        join: Callable[[Sequence[T]], T],
         batch_size: int,
         seed: int,
         epoch: Callable[[], int],
         rank: int = 0,
         world: int = 1,
+        workers: int = 1,
     ) -> None:
-        self._examples, self._collate, self._size = examples, collate, batch_size
+        self._parts, self._join, self._size = parts, join, batch_size
         self._seed, self._epoch, self._rank, self._world = seed, epoch, rank, world
+        self._workers, self._examples = workers, int(parts.sizes.sum())
         self._done = 0
-        if len(examples) < world:
-            raise ConfigError(f"{len(examples)} training examples for {world} processes; use fewer processes")
+        if self._examples < world:
+            raise ConfigError(f"{self._examples} training examples for {world} processes; use fewer processes")
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
-        return max(1, -(-(len(self._examples) // self._world) // self._size))
+        return batches_per_epoch(self._examples, self._size, self._world)
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """This rank's examples of an epoch, in order."""
-        shuffled = np.random.default_rng([self._seed, epoch]).permutation(len(self._examples))
-        return shuffled[self._rank :: self._world]
-
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[T]:
         """The rest of the current epoch."""
-        order = self.order(self._epoch())
         first = self._done % len(self)  # all of an epoch handed out: the next one begins
         self._done = first
+        plan = windows(self._parts.sizes, self._parts.weights, self._parts.capacity, self._seed, self._epoch())
+        opened: dict[int, Future[Callable[[int, int], T]]] = {}
+        with ThreadPoolExecutor(1, "windows") as reader, ThreadPoolExecutor(self._workers, "batches") as makers:
 
-        def make(i: int) -> Batch:
-            # the last batch may be short, or hold the one example by which the ranks' shares differ
-            end = len(order) if i == len(self) - 1 else (i + 1) * self._size
-            return self._collate(self._examples.take(order[i * self._size : end]))
+            def read(k: int) -> None:
+                if k not in opened:
+                    opened[k] = reader.submit(self._open, plan, k)
 
-        # The next batch is made while a step runs. What was handed out counts as done, not what was made.
-        with ThreadPoolExecutor(1, "batches") as thread:
-            ahead = thread.submit(make, first)
+            def make(pieces: Sequence[Piece]) -> T:
+                made = [opened[p.window].result()(p.start, p.stop) for p in pieces]
+                return made[0] if len(made) == 1 else self._join(made)
+
+            def begin(i: int) -> tuple[int, Future[T]]:
+                # the last batch may be short, or hold the one example by which the ranks' shares differ
+                end = self._examples if i == len(self) - 1 else (i + 1) * self._size
+                pieces = list(plan.pieces(i * self._size, end, self._rank, self._world))
+                for piece in pieces:
+                    read(piece.window)
+                return pieces[0].window, makers.submit(make, pieces)
+
+            ahead = deque(begin(i) for i in range(first, min(first + self._workers, len(self))))
             for i in range(first, len(self)):
-                batch = ahead.result()
-                if i + 1 < len(self):
-                    ahead = thread.submit(make, i + 1)
+                k, making = ahead.popleft()
+                batch = making.result()
+                for past in [w for w in opened if w < k]:
+                    del opened[past]  # before the next one is read: two are in memory, no more
+                if k + 1 < len(plan.parts):
+                    read(k + 1)
+                if i + self._workers < len(self):
+                    ahead.append(begin(i + self._workers))
                 self._done = i + 1
                 yield batch
+
+    def _open(self, plan: Windows, k: int) -> Callable[[int, int], T]:
+        """This rank's share of a window: what makes a batch of positions ``start`` to ``stop`` of it."""
+        batch = self._parts.open(plan.parts[k])
+        order = plan.positions(k, self._rank, self._world)
+        return lambda start, stop: batch(order[start:stop])
 
     def state_dict(self) -> dict[str, Any]:
         """Batches of the current epoch that were handed out, and what their order depends on."""
@@ -158,16 +206,18 @@ class TrainBatches:
             "seed": self._seed,
             "world": self._world,
             "batch_size": self._size,
-            "examples": len(self._examples),
+            "examples": self._examples,
+            "window_bytes": self._parts.capacity,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint stopped.
 
         Raises:
-            ConfigError: the run is not the same: another seed, world size, batch size or number of examples.
+            ConfigError: the run is not the same: another seed, world size, batch size, number of examples, or memory.
         """
         mine = self.state_dict()
+        state = {"window_bytes": None, **state}  # checkpoints from before there were windows
         if changed := [
             f"{key} was {state[key]} and is {mine[key]}" for key in mine if state[key] != mine[key] and key != "done"
         ]:
@@ -175,6 +225,34 @@ class TrainBatches:
                 f"cannot resume: {'; '.join(changed)}; resume with the checkpoint's settings and data, or start anew"
             )
         self._done = int(state["done"])
+
+
+def batches_per_epoch(examples: int, batch_size: int, world: int) -> int:
+    """Training batches of an epoch on each rank; the example by which shares may differ makes no batch of its own."""
+    return max(1, -(-(examples // world) // batch_size))
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches as one; histories are as long as the longest of them."""
+    longest = max(b.history.shape[1] for b in batches)
+
+    def padded(x: torch.Tensor, value: int) -> torch.Tensor:
+        return torch.nn.functional.pad(x, (0, longest - x.shape[1]), value=value)
+
+    def cat(name: str) -> torch.Tensor | None:
+        columns = [getattr(b, name) for b in batches]
+        return None if columns[0] is None else torch.cat(columns)
+
+    lengths = torch.cat([b.known.offsets.diff() for b in batches])
+    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)
+    torch.cumsum(lengths, 0, out=offsets[1:])
+    return Batch(
+        **{name: cat(name) for name in ("user", "item", "weight", "time", "context", "impressions", "action")},
+        history=torch.cat([padded(b.history, -1) for b in batches]),
+        history_action=torch.cat([padded(b.history_action, 0) for b in batches]),
+        history_age=torch.cat([padded(b.history_age, 0) for b in batches]),
+        known=Ragged(offsets, torch.cat([b.known.values for b in batches])),
+    )
 
 
 class QueryBatches:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytorch_lightning as pl
 
-from data.batches import Collator, TrainBatches
-from data.impressions import Impressions
+from data.batches import TrainBatches, batches_per_epoch, joined
 from data.prepared import PreparedDataset
+from data.reading import TrainingParts
 from data.tasks import build_task
 from towers.evaluation.task import Task
+from towers.features import Batch
 
 
 class Tasks:
@@ -37,39 +38,42 @@ class RetrievalData(pl.LightningDataModule):
         seed: of the order of examples.
         validate: names of the tasks that are ranked after each epoch; a refit has none.
         impressions: jobs in each example that its user was shown and did not take; see ``data.impressions``.
+        memory_budget: bytes of what is streamed; None: everything is in memory. See ``data.reading``.
+        workers: threads that make batches, each one ahead; the order does not depend on them.
     """
 
     def __init__(
-        self, dataset: PreparedDataset, *, batch_size: int, seed: int, validate: tuple[str, ...], impressions: int = 0
+        self,
+        dataset: PreparedDataset,
+        *,
+        batch_size: int,
+        seed: int,
+        validate: tuple[str, ...],
+        impressions: int = 0,
+        memory_budget: int | None = None,
+        workers: int = 1,
     ) -> None:
         super().__init__()
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        examples = dataset.examples("train")
-        self.examples = examples.take(examples.weight > 0)
-        self.impressions = Impressions.of(dataset, examples, impressions) if impressions else None
-        if self.impressions is not None:
-            self.examples = self.impressions.attach(self.examples)
+        self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
+        self.parts = TrainingParts(dataset, memory_budget, impressions)
         self.tasks = [build_task(dataset, name, history_length=dataset.schema.history_length) for name in validate]
 
     def batches_per_epoch(self, world: int = 1) -> int:
         """Training batches of one epoch, on each rank."""
-        return max(1, -(-(len(self.examples) // world) // self.batch_size))
+        return batches_per_epoch(len(self.parts), self.batch_size, world)
 
-    def train_dataloader(self) -> TrainBatches:
+    def train_dataloader(self) -> TrainBatches[Batch]:
         """Shuffled training batches."""
         trainer = self.trainer
-        schema = self.dataset.schema
-        collate = Collator(
-            self.dataset.history, schema.clock, schema.history_length, self.dataset.known, self.impressions
-        )
         return TrainBatches(
-            self.examples,
-            collate,
+            self.parts,
+            joined,
             self.batch_size,
             self.seed,
             epoch=lambda: 0 if trainer is None else trainer.current_epoch,
             rank=0 if trainer is None else trainer.global_rank,
             world=1 if trainer is None else trainer.world_size,
+            workers=self.workers,
         )
 
     def val_dataloader(self) -> Tasks:

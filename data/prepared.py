@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data.parts import RowGroups
 from data.spec import TaskSpec
 from data.writer import FORMAT_VERSION
 from towers.errors import ConfigError, DataError
@@ -31,7 +32,8 @@ class Examples:
     ``user``, ``item`` ``[n]`` int32 rows; ``time`` ``[n]`` int64 (microseconds, or the plain order) or
     None; ``weight`` ``[n]`` float32; ``split`` ``[n]`` int8; ``history_end`` ``[n]`` int64; ``context`` ``[n]`` int32
     rows, or None where the data have no context; ``action`` ``[n]`` int8 codes; ``shown_end`` ``[n]`` int64, see
-    ``data.impressions``.
+    ``data.impressions``; ``place`` ``[n]`` int32 rows of the users in the history log at hand, or None where that is
+    of all users.
     """
 
     user: NDArray[np.int32]
@@ -43,6 +45,7 @@ class Examples:
     context: NDArray[np.int32] | None = None
     action: NDArray[np.int8] | None = None
     shown_end: NDArray[np.int64] | None = None
+    place: NDArray[np.int32] | None = None
 
     @classmethod
     def queries(
@@ -234,46 +237,99 @@ class PreparedDataset:
             column(c.ACTION),
         )
 
+    def row_groups(self, folder: str) -> RowGroups:
+        """The row groups of ``examples`` or ``history``, by user."""
+        return RowGroups.of([self.folder / f for f in sorted(self.info["files"]) if f.startswith(f"{folder}/")])
+
+    @cached_property
+    def history_bounds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """``offsets`` and ``stage_ends`` of the history log, found without holding it."""
+        counts = np.zeros((3, len(self.users)), np.int64)  # events of each user in stages 0, 1 and 2
+        groups = self.row_groups("history")
+        for table in groups.slices(0, int(groups.starts[-1]), [c.USER_ROW, "stage"]):
+            user, stage = table[c.USER_ROW].to_numpy(), table["stage"].to_numpy()
+            first, last = int(user[0]), int(user[-1])
+            for s in range(3):
+                counts[s, first : last + 1] += np.bincount(user[stage == s] - first, minlength=last + 1 - first)
+        offsets = np.zeros(len(self.users) + 1, np.int64)
+        np.cumsum(counts.sum(axis=0), out=offsets[1:])
+        return offsets, offsets[:-1, None] + np.cumsum(counts[:2], axis=0).T
+
     @cached_property
     def history(self) -> HistoryLog:
         """The history log."""
-        files = sorted(f for f in self.info["files"] if f.startswith("history/"))
-        if not files:
-            empty = np.zeros(len(self.users), np.int64)
-            zero = np.zeros(0, np.int32)
-            return HistoryLog(
-                np.zeros(len(self.users) + 1, np.int64), np.stack([empty, empty], 1), zero, zero.astype(np.int8), None
-            )
-        table = pa.concat_tables(pq.read_table(self.folder / f) for f in files)
-        user, stage = table[c.USER_ROW].to_numpy(), table["stage"].to_numpy()
-        offsets = np.zeros(len(self.users) + 1, np.int64)
-        np.cumsum(np.bincount(user, minlength=len(self.users)), out=offsets[1:])
-        upto = [np.bincount(user[stage <= s], minlength=len(self.users)) for s in (0, 1)]
-        stage_ends = offsets[:-1, None] + np.stack(upto, axis=1)
-        return HistoryLog(offsets, stage_ends, table[c.ITEM_ROW].to_numpy(), table[c.ACTION].to_numpy(), _times(table))
+        return self.history_of(0, len(self.users))
+
+    def history_of(self, first: int, stop: int) -> HistoryLog:
+        """The history log of users ``first`` to ``stop``, as if there were no others."""
+        offsets, stage_ends = (bounds[first : stop + i] for i, bounds in zip((1, 0), self.history_bounds, strict=True))
+        start, n = int(offsets[0]), int(offsets[-1] - offsets[0])
+        groups = self.row_groups("history")
+        item, action = np.empty(n, np.int32), np.empty(n, np.int8)
+        time = np.empty(n, np.int64) if c.TIME in groups.names else None
+        names = [name for name in (c.ITEM_ROW, c.ACTION, c.TIME) if name in groups.names]
+        at = 0
+        for table in groups.slices(start, start + n, names):
+            rows = slice(at, at := at + len(table))
+            item[rows], action[rows] = table[c.ITEM_ROW].to_numpy(), table[c.ACTION].to_numpy()
+            if time is not None:
+                time[rows] = table[c.TIME].cast(pa.int64()).to_numpy()
+        return HistoryLog(offsets - start, stage_ends - start, item, action, time)
 
     @cached_property
     def known(self) -> Ragged:
         """``[users]`` lists of distinct item rows that a user took in training: history events and positives."""
-        return self._taken("train")
+        return self.known_of(0, self.history)
 
     @cached_property
     def taken(self) -> Ragged:
         """The same of all splits: what a served user is not shown again."""
-        return self._taken(*self.splits)
+        return self._taken(0, self.history, self.splits)
 
-    def _taken(self, *splits: str) -> Ragged:
-        h, n_users, n_items = self.history, len(self.users), max(1, len(self.items))
-        owner = np.repeat(np.arange(n_users), np.diff(h.offsets))
+    def known_of(self, first: int, log: HistoryLog) -> Ragged:
+        """``known`` of some users only.
+
+        Args:
+            first: the row of the first one.
+            log: their history log, see ``history_of``.
+        """
+        return self._taken(first, log, ("train",))
+
+    def _taken(self, first: int, h: HistoryLog, splits: tuple[str, ...]) -> Ragged:
+        n_users, n_items = len(h.stage_ends), max(1, len(self.items))
         last = h.offsets[1:] if len(splits) > 1 else h.stage_ends[:, 0]
-        kept = np.arange(len(owner)) < last[owner]
-        pairs = owner[kept] * n_items + h.item[kept]
+        lengths = np.stack([last - h.offsets[:-1], h.offsets[1:] - last], axis=1).ravel()
+        kept = np.repeat(np.tile([True, False], n_users), lengths)
+        pairs = np.repeat(np.arange(n_users) * n_items, lengths[::2]) + h.item[kept]
         if any(a.weight > 0 and not a.history for a in self.schema.actions):
-            e = self.examples(*splits)
-            e = e.take(e.weight > 0)
-            pairs = np.concatenate([pairs, e.user.astype(np.int64) * n_items + e.item])
-        pairs = np.unique(pairs)
+            user, item = self._positives(first, first + n_users, splits)
+            pairs = np.concatenate([pairs, (user - first) * n_items + item])
+        pairs.sort()
+        pairs = pairs[np.diff(pairs, prepend=-1) > 0]
         return Ragged(np.searchsorted(pairs, np.arange(n_users + 1) * n_items), pairs % n_items)
+
+    def _positives(self, first: int, stop: int, splits: tuple[str, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """User and item rows of the positive examples of users ``first`` to ``stop``."""
+        wanted = [self.splits.index(name) for name in splits]
+        names = [c.USER_ROW, c.ITEM_ROW, c.WEIGHT, c.SPLIT]
+        found = [np.zeros((2, 0), np.int64)]
+        start, end = self.example_offsets[[first, stop]]
+        for table in self.row_groups("examples").slices(int(start), int(end), names):
+            user, item, weight, split = (table[name].to_numpy() for name in names)
+            rows = (weight > 0) & np.isin(split, wanted)
+            found.append(np.stack([user[rows], item[rows]]).astype(np.int64))
+        users, items = np.concatenate(found, axis=1)
+        return users, items
+
+    @cached_property
+    def example_offsets(self) -> NDArray[np.int64]:
+        """``[users + 1]`` examples of all splits before those of each user."""
+        out = np.zeros(len(self.users) + 1, np.int64)
+        groups = self.row_groups("examples")
+        for table in groups.slices(0, int(groups.starts[-1]), [c.USER_ROW]):
+            user = table[c.USER_ROW].to_numpy()
+            out[user[0] + 1 : user[-1] + 2] += np.bincount(user - user[0])
+        return np.cumsum(out)
 
     def task(self, name: str) -> TaskSpec:
         """A task's declaration.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from types import UnionType
@@ -24,6 +25,23 @@ def strict(cls: type, spec: Mapping[str, Any], where: str, required: Sequence[st
         if not _fits(value, hints[name]):
             raise ConfigError(f"{where}: {name} is {value!r}; expected {_wanted(hints[name])}")
     return dict(spec)
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+
+
+def byte_size(value: int | str, where: str) -> int:
+    """A number of bytes, written as one or as ``500MB``, ``1.5 GiB``.
+
+    Raises:
+        ConfigError: it is neither, or not above 0.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(value).strip().lower())
+    unit = _UNITS.get(found[2].upper()) if found else None
+    if found is None or unit is None or (size := int(float(found[1]) * unit)) < 1:
+        raise ConfigError(f"{where} is {value!r}; write bytes, or a size such as 500MB, 2GB or 1.5GiB")
+    return size
 
 
 def _wanted(hint: Any) -> str:

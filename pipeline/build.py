@@ -15,7 +15,7 @@ from data.batches import QueryBatches
 from data.holdout import hold_out
 from data.module import RetrievalData
 from data.prepared import PreparedDataset
-from data.settings import strict
+from data.settings import byte_size, strict
 from data.training_queries import training_queries
 from pipeline.console import progress, say
 from towers.errors import ConfigError
@@ -38,8 +38,16 @@ _SAMPLE = 2048  # users from whom the spread of scores is measured
 def datamodule(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
     """Training batches and validation tasks."""
     validate = () if config.get("refit") else (config.data.select,) if "select" in config.data else ("valid",)
-    shown = config.get("impressions", 0)
-    return RetrievalData(dataset, batch_size=config.batch_size, seed=config.seed, validate=validate, impressions=shown)
+    budget = config.data.get("memory_budget")
+    return RetrievalData(
+        dataset,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        validate=validate,
+        impressions=config.get("impressions", 0),
+        memory_budget=None if budget is None else byte_size(budget, "data.memory_budget"),
+        workers=config.get("workers", 1),
+    )
 
 
 def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | None = None) -> Retrieval:

@@ -28,7 +28,8 @@ def dataset_spec(config: DictConfig) -> DatasetSpec:
     if "data" not in config or not isinstance(config.data, DictConfig):
         raise ConfigError("no data config; pass data=NAME (python prepare.py --help lists them)")
     plain: Any = OmegaConf.to_container(config.data, resolve=True)
-    plain.pop("generate", None)
+    for name in ("generate", "memory_budget"):  # they change nothing of what is prepared
+        plain.pop(name, None)
     spec = DatasetSpec.parse(plain)
     return spec.refitted() if config.get("refit") else spec
 

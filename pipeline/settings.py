@@ -12,7 +12,7 @@ from pipeline.runs import Run
 from towers.errors import ConfigError
 
 # What a command line may say beside resume=RUN or refit=RUN; everything else is as it was.
-RESUME = ("threads", "memory", "evaluate")
+RESUME = ("threads", "workers", "memory", "evaluate")
 REFIT = (*RESUME, "seed", "shared", "var", "logger")
 
 

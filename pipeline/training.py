@@ -233,7 +233,7 @@ def _summary(data: RetrievalData, module: torch.nn.Module, run: Run, world: int)
     weights = sum(p.numel() for p in module.parameters())
     counts = data.dataset.info["counts"]
     return (
-        f"training on {len(data.examples):,} examples of {counts['users']:,} users and {counts['items']:,} items; "
+        f"training on {len(data.parts):,} examples of {counts['users']:,} users and {counts['items']:,} items; "
         f"{weights:,} weights; {data.batches_per_epoch(world):,} batches an epoch"
         f"{f' on each of {world} processes' if world > 1 else ''}; run {run.folder}"
     )

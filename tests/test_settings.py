@@ -67,7 +67,7 @@ def test_another_setting_is_refused_and_named(run: str, override: str, said: str
     with pytest.raises(ConfigError) as e:
         asked(f"resume={run}", override)
     assert said in str(e.value)
-    assert "Leave them out (only threads, memory, evaluate may differ), or start a new run" in str(e.value)
+    assert "Leave them out (only threads, workers, memory, evaluate may differ), or start a new run" in str(e.value)
 
 
 def test_a_refit_repeats_the_run_for_the_epochs_that_it_chose(run: str) -> None:

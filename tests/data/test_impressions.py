@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.batches import Collator
 from data.impressions import Impressions, impression_codes
-from data.module import RetrievalData
 from data.prepared import PreparedDataset
+from data.reading import TrainingParts
 from tests.data.worlds import events, log_of, prepared, write
 from towers.errors import ConfigError
 from towers.features import Action
@@ -36,12 +35,11 @@ def world(folder: Path, **changes: Any) -> PreparedDataset:
 
 def shown(data: PreparedDataset, length: int) -> dict[tuple[int, int], list[int]]:
     """(user, item) of each training example → external ids of what stands beside it."""
-    module = RetrievalData(data, batch_size=9, seed=0, validate=(), impressions=length)
-    assert module.impressions is not None
-    batch = Collator(data.history, data.schema.clock, 5, data.known, module.impressions)(module.examples)
+    parts = TrainingParts(data, impressions=length)
+    batch = parts.open(np.arange(len(parts.sizes)))(np.arange(len(parts)))
     users, items = data.ids("user").to_pylist(), data.ids("item").to_pylist()
     rows = zip(batch.user.tolist(), batch.item.tolist(), batch.impressions.tolist(), strict=True)
-    assert batch.impressions.shape == (len(module.examples), length)
+    assert batch.impressions.shape == (len(parts), length)
     return {(users[u], items[i]): [items[j] for j in row if j >= 0] for u, i, row in rows}
 
 
@@ -86,14 +84,14 @@ def test_like_the_definition_on_a_random_log(tmp_path: Path) -> None:
         "test": "1970-01-01T00:00:00.000050+00:00",
     }
     data = prepared(tmp_path, events=log_of(action="action"), actions=ACTIONS, split=split)
-    module = RetrievalData(data, batch_size=9, seed=0, validate=(), impressions=99)
-    assert module.impressions is not None
+    parts = TrainingParts(data, impressions=99)
+    assert parts.impressions is not None
     users, items = data.ids("user").to_pylist(), data.ids("item").to_pylist()
     early = [r for r in log if r["time"] < 40]
     taken = {(r["user"], r["item"]) for r in early if r["action"] == "open"}
     trained = {i for _, i in taken}
-    e = module.examples
-    for k, row in enumerate(module.impressions.rows(e).tolist()):
+    e = parts.open(np.arange(len(parts.sizes))).take(np.arange(len(parts)))
+    for k, row in enumerate(parts.impressions.rows(e).tolist()):
         user = users[e.user[k]]
         expected = sorted(
             r["item"] for r in early

@@ -1,0 +1,66 @@
+"""Rows of several Parquet files as one run, read from any row on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+_ROWS = 1 << 16  # of a batch
+_BUFFER = 1 << 20  # bytes read at once, of each column
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """Row groups of files that follow each other; ``G`` of them.
+
+    Attributes:
+        where: ``[G]`` file and number of each group.
+        starts: ``[G + 1]`` rows before each group, and all of them.
+        names: columns.
+    """
+
+    where: tuple[tuple[Path, int], ...]
+    starts: NDArray[np.int64]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, files: Sequence[Path]) -> Self:
+        """Those of some files, whose footers are read."""
+        where: list[tuple[Path, int]] = []
+        rows, names = [0], dict[str, None]()
+        for path in files:
+            footer = pq.read_metadata(path)
+            names |= dict.fromkeys(footer.schema.names)
+            where += [(path, g) for g in range(footer.num_row_groups)]
+            rows += [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
+        return cls(tuple(where), np.cumsum(np.array(rows, np.int64)), tuple(names))
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self.where)
+
+    def read(self, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns of one group, in small batches: what is decoded stays in the caches, and takes little."""
+        path, number = self.where[group]
+        with pq.ParquetFile(path, buffer_size=_BUFFER) as file:
+            yield from file.iter_batches(_ROWS, row_groups=[number], columns=list(columns), use_threads=False)
+
+    def slices(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Rows ``start`` to ``stop``, in small batches; only the groups that hold some are read."""
+        first = int(np.searchsorted(self.starts, start, side="right")) - 1
+        for group in range(first, len(self)):
+            begin = int(self.starts[group])
+            if begin >= stop:
+                return
+            for batch in self.read(group, columns):
+                low, high = max(start - begin, 0), min(stop - begin, len(batch))
+                if low < high:
+                    yield batch.slice(low, high - low)
+                begin += len(batch)

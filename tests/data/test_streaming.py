@@ -1,0 +1,340 @@
+"""A dataset read part by part gives what it gives as a whole, within its memory, and training goes on where it was."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import writer
+from data.batches import TrainBatches, batches_per_epoch, joined
+from data.module import RetrievalData
+from data.prepared import PreparedDataset
+from data.reading import TrainingParts
+from data.settings import byte_size
+from pipeline import build
+from tests.data.worlds import log_of, prepared, write
+from tests.test_resume import same as equal
+from towers.errors import ConfigError
+from towers.features import Batch, Ragged
+from towers.model.callbacks import KeepLast
+
+GROUP = 16  # rows of a row group, hence of a part
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_ROW_GROUP", GROUP)
+
+
+def world(folder: Path, clock: str = "time", users: int = 30, rows: int = 400) -> PreparedDataset:
+    """A random log: some users with much, some with nothing in training; applications enter no history."""
+    rng = np.random.default_rng(0)
+    user = (users * rng.random(rows) ** 2).astype(int)
+    log: dict[str, Any] = {
+        "user": user, "item": rng.integers(0, 40, rows), "time": rng.integers(0, 10**9, rows),
+        "action": rng.choice(["open", "apply", "shown"], rows),
+    }  # fmt: skip
+    late = log["time"] > 7 * 10**8
+    kw: dict[str, Any] = {"time": {"events": log_of(action="action")}}.get(clock, {})
+    if clock != "time":
+        log["split"] = np.where(late, "valid", "train")
+        events: dict[str, Any] = {"files": "log.parquet", "action": "action", "split": "split"}
+        kw = {"events": events | ({"order": "time"} if clock == "order" else {}), "split": {"rule": "given"}}
+    else:
+        kw["split"] = {"rule": "global_time", "valid": 0.2, "test": 0.1}
+    write(
+        folder / "log.parquet",
+        [dict(zip(log, map(str_or_int, row), strict=True)) for row in zip(*log.values(), strict=True)],
+    )
+    actions = {"open": {}, "apply": {"weight": 2, "history": False}, "shown": {"weight": 0, "history": False}}
+    return prepared(folder, actions=actions, tasks={"valid": {}}, history_length=6,
+                    items={"features": {"item_id": {"kind": "id"}}}, **kw)  # fmt: skip
+
+
+def str_or_int(value: Any) -> str | int:
+    return str(value) if isinstance(value, str) else int(value)
+
+
+def budgets(data: PreparedDataset) -> tuple[int, int]:
+    """The smallest budget, and what everything takes."""
+    parts = TrainingParts(data)
+    fixed = parts.bytes - int(parts.weights.sum())
+    return fixed + 3 * int(parts.weights.max()), parts.bytes
+
+
+def same(a: Batch, b: Batch) -> None:
+    """Equal field by field, dtypes too, padding aside."""
+    a, b = joined([a, b]), joined([b, a])  # as wide as the wider one
+    n = len(a) // 2
+    for field in fields(Batch):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(x, Ragged):
+            assert torch.equal(x.offsets, y.offsets)
+            assert torch.equal(x.values, y.values)
+        else:
+            assert (x is None) == (y is None), field.name
+            assert x is None or (x.dtype == y.dtype and torch.equal(x[:n], y[:n])), field.name
+
+
+@pytest.mark.parametrize("clock", ["time", "order", "none"])
+def test_a_part_gives_what_the_whole_gives(tmp_path: Path, clock: str) -> None:
+    """Histories, ages, known items, whichever parts are open: neighbours, or with gaps, or one."""
+    data = world(tmp_path, clock)
+    parts = TrainingParts(data, budgets(data)[0])
+    n = len(parts.sizes)
+    assert n > 8, "the log has several parts"
+    assert (np.diff(parts._first) < np.diff(parts._stop) + GROUP).all()
+    everything = TrainingParts(data).open(np.arange(n))
+    starts = np.cumsum(parts.sizes) - parts.sizes
+    rng = np.random.default_rng(1)
+    for chosen in ([0], [n - 1], [2, 3], [0, 2, 3, 6, n - 1], list(range(1, n))):
+        window = parts.open(np.array(chosen))
+        rows = np.concatenate([np.arange(starts[p], starts[p] + parts.sizes[p]) for p in chosen])
+        order = rng.permutation(len(rows))
+        same(window(order), everything(rows[order]))
+
+
+def test_the_whole_is_the_training_examples(tmp_path: Path) -> None:
+    data = world(tmp_path)
+    e = data.examples("train")
+    e = e.take(e.weight > 0)
+    whole = TrainingParts(data).open(np.arange(len(TrainingParts(data).sizes))).take(np.arange(len(e)))
+    for name in ("user", "item", "time", "weight", "history_end", "action", "split"):
+        assert np.array_equal(getattr(whole, name), getattr(e, name)), name
+
+
+def test_users_whose_events_lie_in_two_parts_are_known_whole(tmp_path: Path) -> None:
+    """One user with five parts' worth of applications, which no history holds: each part knows all of them."""
+    rows = [
+        {"user": u, "item": i, "time": i, "action": "apply"} for u, n in ((1, 5), (2, 80), (3, 5)) for i in range(n)
+    ]
+    rows += [{"user": u, "item": i, "time": 10**6, "action": "open"} for u in (1, 2, 3) for i in (90, 91)]
+    write(tmp_path / "log.parquet", rows)
+    data = prepared(
+        tmp_path, events=log_of(action="action"), actions={"apply": {"history": False}, "open": {}},
+        tasks={"valid": {}}, split={"rule": "global_time", "valid": 0.01, "test": 0.01},
+    )  # fmt: skip
+    parts = TrainingParts(data, budgets(data)[0])
+    assert len(parts.sizes) == 6
+    known = parts.open(np.array([3]))(np.arange(2)).known
+    assert known.values[: known.offsets[1]].tolist() == list(range(79)), "and item 79 is held out"
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PreparedDataset]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "_ROW_GROUP", GROUP)
+        yield world(tmp_path_factory.mktemp("log"))
+
+
+def example_keys(batch: Batch) -> list[tuple[int, ...]]:
+    assert batch.time is not None
+    assert batch.action is not None
+    return list(zip(*(x.tolist() for x in (batch.user, batch.item, batch.time, batch.action)), strict=True))
+
+
+@given(share=st.floats(0, 1.2), size=st.integers(1, 40), ranks=st.integers(1, 3), workers=st.integers(1, 3))
+@settings(derandomize=True, deadline=None, max_examples=6)
+def test_an_epoch_is_every_training_event_once(
+    log: PreparedDataset, share: float, size: int, ranks: int, workers: int
+) -> None:
+    least, most = budgets(log)
+    parts = TrainingParts(log, round(least + share * (most - least)))
+    found = [
+        key
+        for rank in range(ranks)
+        for batch in TrainBatches(parts, joined, size, 7, lambda: 2, rank, ranks, workers)
+        for key in example_keys(batch)
+    ]
+    e = log.examples("train")
+    e = e.take(e.weight > 0)
+    assert e.time is not None
+    assert e.action is not None
+    assert sorted(found) == sorted(zip(*(x.tolist() for x in (e.user, e.item, e.time, e.action)), strict=True))
+
+
+def test_what_fits_is_one_window_in_the_order_of_memory(log: PreparedDataset) -> None:
+    least, most = budgets(log)
+    assert TrainingParts(log, most).capacity is None
+    streamed = TrainingParts(log, most - 1)
+    assert streamed.capacity is not None
+    assert streamed.capacity < most // 3
+    roomy, free = (TrainBatches(TrainingParts(log, b), joined, 32, 0, lambda: 0) for b in (most, None))
+    for a, b in zip(roomy, free, strict=True):
+        same(a, b)
+    with pytest.raises(ConfigError, match=f"set it to at least {least:,}"):
+        TrainingParts(log, least - 1)
+
+
+def test_impressions_want_the_whole_log(log: PreparedDataset) -> None:
+    most = TrainingParts(log, impressions=3).bytes
+    assert TrainingParts(log, most, impressions=3).impressions is not None
+    with pytest.raises(ConfigError, match=f"whole log in memory: {most:,} bytes.*or set impressions=0"):
+        TrainingParts(log, most - 1, impressions=3)
+
+
+def test_joined_batches_are_as_wide_as_the_widest(log: PreparedDataset) -> None:
+    whole = TrainingParts(log).open(np.arange(len(TrainingParts(log).sizes)))
+    order = np.argsort(whole.records["history_end"], kind="stable")[::-1]
+    cuts = np.split(order, [1, 40, 41])
+    same(joined([whole(rows) for rows in cuts]), whole(order))
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [(1000, 1000), ("1000", 1000), ("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("200mb", 2 * 10**8), ("7 b", 7)],
+)
+def test_sizes(written: int | str, size: int) -> None:
+    assert byte_size(written, "memory") == size
+
+
+@pytest.mark.parametrize("written", ["", "GB", "-1GB", 0, "0.1", "2 parsecs", "1,5GB", True])
+def test_no_sizes(written: Any) -> None:
+    with pytest.raises(ConfigError, match=r"memory is .*write bytes, or a size such as"):
+        byte_size(written, "memory")
+
+
+BESIDE = 32 * 10**6  # what imports, threads and allocators take, however long the log
+MEASURE = """
+import json, re, sys
+from pathlib import Path
+from data.batches import TrainBatches, joined
+from data.prepared import PreparedDataset
+from data.reading import TrainingParts
+data = PreparedDataset(Path(sys.argv[1]))
+len(data.users), len(data.items)  # tables of entities are no part of the budget
+# the peak of this process alone: getrusage knows that of the process it was forked from too
+rss = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+before, n = rss(), 0
+parts = TrainingParts(data, int(sys.argv[2]) or None)
+for batch in TrainBatches(parts, joined, 1024, 0, lambda: 0):
+    n += len(batch)
+print(json.dumps([n, rss() - before]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak is read from /proc")
+def test_a_log_of_four_times_the_budget_takes_no_more_than_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured by the system, in a process of its own; as a whole the same log takes far more."""
+    monkeypatch.setattr(writer, "_ROW_GROUP", 1 << 15)
+    rng = np.random.default_rng(0)
+    n = 1_200_000
+    columns = {
+        "user": rng.integers(0, 20_000, n),
+        "item": rng.integers(0, 5_000, n),
+        "time": rng.integers(0, 10**12, n),
+    }
+    write(tmp_path / "log.parquet", pa.table(columns))
+    data = prepared(
+        tmp_path, events=log_of(), history_length=5, tasks={"valid": {}},
+        split={"rule": "global_time", "valid": 0.01, "test": 0.01},
+    )  # fmt: skip
+    whole = TrainingParts(data).bytes
+    budget = whole // 4
+
+    def measured(limit: int) -> tuple[int, int]:
+        command = [sys.executable, "-c", MEASURE, str(data.folder), str(limit)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        n, grown = json.loads(done.stdout)
+        return n, grown
+
+    positions, grown = measured(budget)
+    assert positions == len(TrainingParts(data))
+    allowed = budget + BESIDE
+    assert grown < allowed, f"{grown:,} bytes, over {allowed:,}"
+    assert measured(0)[1] > whole > 1.5 * allowed, "what is allowed says nothing"
+
+
+def test_batches_of_an_epoch() -> None:
+    assert [batches_per_epoch(n, 10, 2) for n in (2, 19, 20, 21, 40, 41, 42)] == [1, 1, 1, 1, 2, 2, 3]
+
+
+def test_the_datamodule_streams(log: PreparedDataset) -> None:
+    module = RetrievalData(log, batch_size=9, seed=0, validate=("valid",), memory_budget=budgets(log)[0], workers=2)
+    batches = list(module.train_dataloader())
+    assert len(batches) == module.batches_per_epoch()
+    assert sum(map(len, batches)) == len(module.parts)
+
+
+class StoppedError(Exception):
+    """A kill."""
+
+
+class Watch(pl.Callback):
+    """Notes the items of each batch, and stops a training before the batch after the last that it may see."""
+
+    def __init__(self, seen: list[Any], stop: int | None) -> None:
+        self.seen, self.left = seen, stop
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, i: int) -> None:
+        """Note it, or stop."""
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise StoppedError
+        self.seen.append(batch.item.tolist())
+
+
+def fitted(data: PreparedDataset, folder: Path, *, stop: int | None, workers: int, seen: list[Any]) -> dict[str, Any]:
+    """Train for two epochs from `last.ckpt` if there is one; what a checkpoint at the end would hold."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("train", [
+            "experiment=market", "data=gowalla", "logger=none", "threads=1", "batch_size=16", f"workers={workers}",
+            f"data.memory_budget={budgets(data)[0]}", "model=hybrid", "model.item.id_dropout=0", "model.dim=8",
+            "optimiser.schedule=cosine", "optimiser.warmup=5",
+        ])  # fmt: skip
+    pl.seed_everything(0, verbose=False)
+    module_data = build.datamodule(config, data)
+    assert module_data.parts.capacity is not None, "it is streamed"
+    steps = 2 * -(-module_data.batches_per_epoch() // 2)
+    module = build.retrieval(config, data, steps)
+    last = folder / "last.ckpt"
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_model_summary=False, limit_val_batches=0,
+        accumulate_grad_batches=2, enable_progress_bar=False, default_root_dir=folder,
+        callbacks=[KeepLast(str(folder), 2), Watch(seen, stop)],
+    )  # fmt: skip
+    try:
+        trainer.fit(module, module_data, ckpt_path=str(last) if last.is_file() else None, weights_only=False)
+    except StoppedError:
+        return {}
+    trainer.save_checkpoint(folder / "end.ckpt")
+    out: dict[str, Any] = torch.load(folder / "end.ckpt", weights_only=False)
+    return out
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's, of itself: the pipeline leaves them out, see pipeline.training
+def test_a_training_stopped_within_an_epoch_goes_on_bit_by_bit(log: PreparedDataset, tmp_path: Path) -> None:
+    """Streamed, with accumulated gradients, warm-up and a schedule; stopped again and again, with other threads."""
+    straight: list[Any] = []
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    expected = fitted(log, tmp_path / "a", stop=None, workers=1, seen=straight)
+    n = len(straight) // 2
+    assert n > 9
+    assert sorted(i for b in straight[:n] for i in b) == sorted(i for b in straight[n:] for i in b)
+    assert straight[:n] != straight[n:]
+    stopped: list[Any] = []
+    for stop, workers in ((7, 1), (n - 2, 3), (5, 2)):
+        assert fitted(log, tmp_path / "b", stop=stop, workers=workers, seen=stopped) == {}
+    found = fitted(log, tmp_path / "b", stop=None, workers=2, seen=stopped)
+    assert stopped[-3:] == straight[-3:]
+    for key in ("epoch", "global_step", "batches_seen", "state_dict", "optimizer_states", "lr_schedulers"):
+        equal(found[key], expected[key], key)
