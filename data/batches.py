@@ -132,6 +132,7 @@ class TrainBatches(Generic[T]):
         epoch: tells the current epoch.
         rank, world: this process and how many there are; each takes every ``world``-th example.
         workers: threads that make batches, each one ahead.
+        finish: what such a thread does to each batch at last, see ``pinned``; None: nothing.
     """
 
     def __init__(
@@ -144,8 +145,9 @@ class TrainBatches(Generic[T]):
         rank: int = 0,
         world: int = 1,
         workers: int = 1,
+        finish: Callable[[T], T] | None = None,
     ) -> None:
-        self._parts, self._join, self._size = parts, join, batch_size
+        self._parts, self._join, self._size, self._finish = parts, join, batch_size, finish
         self._seed, self._epoch, self._rank, self._world = seed, epoch, rank, world
         self._workers, self._examples = workers, int(parts.sizes.sum())
         self._done = 0
@@ -170,7 +172,8 @@ class TrainBatches(Generic[T]):
 
             def make(pieces: Sequence[Piece]) -> T:
                 made = [opened[p.window].result()(p.start, p.stop) for p in pieces]
-                return made[0] if len(made) == 1 else self._join(made)
+                batch = made[0] if len(made) == 1 else self._join(made)
+                return batch if self._finish is None else self._finish(batch)
 
             def begin(i: int) -> tuple[int, Future[T]]:
                 # the last batch may be short, or hold the one example by which the ranks' shares differ
@@ -230,6 +233,11 @@ class TrainBatches(Generic[T]):
 def batches_per_epoch(examples: int, batch_size: int, world: int) -> int:
     """Training batches of an epoch on each rank; the example by which shares may differ makes no batch of its own."""
     return max(1, -(-(examples // world) // batch_size))
+
+
+def pinned(batch: Batch) -> Batch:
+    """The batch in page-locked memory, from where it is copied to a CUDA device while the host goes on."""
+    return batch.map(torch.Tensor.pin_memory)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytorch_lightning as pl
 
-from data.batches import TrainBatches, batches_per_epoch, joined
+from data.batches import TrainBatches, batches_per_epoch, joined, pinned
 from data.prepared import PreparedDataset
 from data.reading import TrainingParts
 from data.tasks import build_task
@@ -65,6 +65,7 @@ class RetrievalData(pl.LightningDataModule):
     def train_dataloader(self) -> TrainBatches[Batch]:
         """Shuffled training batches."""
         trainer = self.trainer
+        on_cuda = trainer is not None and trainer.strategy.root_device.type == "cuda"
         return TrainBatches(
             self.parts,
             joined,
@@ -74,6 +75,7 @@ class RetrievalData(pl.LightningDataModule):
             rank=0 if trainer is None else trainer.global_rank,
             world=1 if trainer is None else trainer.world_size,
             workers=self.workers,
+            finish=pinned if on_cuda else None,
         )
 
     def val_dataloader(self) -> Tasks:

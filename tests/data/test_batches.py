@@ -235,6 +235,17 @@ def test_two_windows_are_in_memory_and_no_more() -> None:
     assert not alive
 
 
+def test_a_batch_is_finished_by_the_thread_that_made_it() -> None:
+    """As pinning must be, which copies: the training thread has better things to do."""
+
+    def finish(batch: Numbers) -> Numbers:
+        assert threading.current_thread().name.startswith("batches")
+        return [-i for i in batch]
+
+    batches = TrainBatches(Numbered([6, 6], capacity=6), end_to_end, 4, 0, lambda: 0, finish=finish)
+    assert sorted(end_to_end(list(batches))) == list(range(-11, 1))
+
+
 def test_what_a_thread_cannot_read_stops_the_epoch() -> None:
     class Torn(Numbered):
         def open(self, parts: Any) -> Callable[[Any], Numbers]:

@@ -24,7 +24,7 @@ from towers.features import Batch
 from towers.model import logits, optimisers
 from towers.model.aggregation import Aggregation
 from towers.model.contrast import Contrast, Own, VectorLoss
-from towers.model.embedder import Embedder, history_of, to_device
+from towers.model.embedder import Embedder, history_of
 from towers.model.gathering import ALONE, Ranks, average_sparse, broadcast, several
 from towers.model.grad_cache import embed_examples, embed_rows
 from towers.model.losses import Loss, sampled_softmax
@@ -285,8 +285,8 @@ class Retrieval(pl.LightningModule):
         self.log_dict(result.flat(task.name), batch_size=1, on_step=False, on_epoch=True, sync_dist=True)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Batches become tensors on the device; a task streams its own batches."""
-        return to_device(batch, device) if isinstance(batch, Batch) else batch
+        """Batches become tensors on the device, copied while the host goes on; a task streams its own batches."""
+        return batch.map(lambda a: a.to(device, non_blocking=True)) if isinstance(batch, Batch) else batch
 
     def configure_optimizers(self) -> Any:
         """AdamW, and the table optimiser where there are sparse gradients; a schedule if one is set."""
