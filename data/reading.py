@@ -175,12 +175,12 @@ class TrainingParts:
         if budget is None or self.bytes <= budget:
             return None
         fixed = len(self.dataset.history_bounds[0]) * _USER
-        # one window is used, one is read, and what is decoded on the way takes as much as a part
-        share, largest = (budget - fixed) // 3, int(self.weights.max())
+        # one window is used, one is read; as much again is for what is decoded on the way and what allocators keep
+        share, largest = (budget - fixed) // 4, int(self.weights.max())
         if share < largest:
             raise ConfigError(
                 f"data.memory_budget is {budget:,} bytes, and the largest part of dataset {self.dataset.name!r} takes "
-                f"{largest:,}; set it to at least {fixed + 3 * largest:,}"
+                f"{largest:,}; set it to at least {fixed + 4 * largest:,}"
             )
         return share
 

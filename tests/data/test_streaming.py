@@ -72,7 +72,7 @@ def budgets(data: PreparedDataset) -> tuple[int, int]:
     """The smallest budget, and what everything takes."""
     parts = TrainingParts(data)
     fixed = parts.bytes - int(parts.weights.sum())
-    return fixed + 3 * int(parts.weights.max()), parts.bytes
+    return fixed + 4 * int(parts.weights.max()), parts.bytes
 
 
 def same(a: Batch, b: Batch) -> None:
@@ -171,7 +171,7 @@ def test_what_fits_is_one_window_in_the_order_of_memory(log: PreparedDataset) ->
     assert TrainingParts(log, most).capacity is None
     streamed = TrainingParts(log, most - 1)
     assert streamed.capacity is not None
-    assert streamed.capacity < most // 3
+    assert streamed.capacity < most // 4
     roomy, free = (TrainBatches(TrainingParts(log, b), joined, 32, 0, lambda: 0) for b in (most, None))
     for a, b in zip(roomy, free, strict=True):
         same(a, b)
@@ -207,7 +207,7 @@ def test_no_sizes(written: Any) -> None:
         byte_size(written, "memory")
 
 
-BESIDE = 32 * 10**6  # what imports, threads and allocators take, however long the log
+BESIDE = 32 * 10**6  # what threads and allocators keep, however long the log
 MEASURE = """
 import json, re, sys
 from pathlib import Path
@@ -218,6 +218,8 @@ data = PreparedDataset(Path(sys.argv[1]))
 len(data.users), len(data.items)  # tables of entities are no part of the budget
 # the peak of this process alone: getrusage knows that of the process it was forked from too
 rss = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+for batch in TrainBatches(TrainingParts(PreparedDataset(Path(sys.argv[3]))), joined, 1024, 0, lambda: 0):
+    pass  # threads and allocators are at work
 before, n = rss(), 0
 parts = TrainingParts(data, int(sys.argv[2]) or None)
 for batch in TrainBatches(parts, joined, 1024, 0, lambda: 0):
@@ -245,11 +247,12 @@ def test_a_log_of_four_times_the_budget_takes_no_more_than_the_budget(
         tmp_path, events=log_of(), history_length=5, tasks={"valid": {}},
         split={"rule": "global_time", "valid": 0.01, "test": 0.01},
     )  # fmt: skip
+    small = world(tmp_path / "small")
     whole = TrainingParts(data).bytes
     budget = whole // 4
 
     def measured(limit: int) -> tuple[int, int]:
-        command = [sys.executable, "-c", MEASURE, str(data.folder), str(limit)]
+        command = [sys.executable, "-c", MEASURE, str(data.folder), str(limit), str(small.folder)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         n, grown = json.loads(done.stdout)
