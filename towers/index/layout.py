@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from towers.errors import BundleError
@@ -25,6 +26,7 @@ USER_EXCLUSIONS = "users/exclusion_offsets.npy", "users/exclusion_items.npy"
 
 
 MOMENT = pa.timestamp("us", tz="UTC")  # type of the attributes `posted` and `expires`
+_SWELLS = 10_000  # times: more than zeros, zipped
 
 
 def user_feature(name: str) -> str:
@@ -46,13 +48,65 @@ def load_array(root: Path, name: str, dtype: type, shape: tuple[int | None, ...]
         BundleError: the file holds something else.
     """
     with reading(name):
-        found: NDArray[Any] = np.load(root / name, mmap_mode="r", allow_pickle=False)
+        # not np.load, which opens archives and pickles by what a file begins with
+        found: Any = np.lib.format.open_memmap(root / name, mode="r")
         fits = found.ndim == len(shape) and all(
             want in (None, have) for want, have in zip(shape, found.shape, strict=True)
         )
         if found.dtype != dtype or not fits:
             raise ValueError(f"{found.dtype}{list(found.shape)}; expected {np.dtype(dtype)}{list(shape)}")
-        return found
+        if not found.flags.c_contiguous or found.offset + found.nbytes != (root / name).stat().st_size:
+            raise ValueError("its rows do not lie one after the other up to the end of the file")
+        out: NDArray[Any] = found
+        return out
+
+
+def check_range(values: NDArray[Any], name: str, least: int | None = None, most: int | None = None) -> None:
+    """Refuse numbers outside ``least`` … ``most``; without bounds, those that are not finite.
+
+    Args:
+        values: what was read.
+        name: of the file.
+        least: for whole numbers.
+        most: likewise.
+
+    Raises:
+        BundleError: names the file.
+    """
+    with reading(name):
+        if not values.size:
+            return
+        low, high = values.min(), values.max()  # NaN if there is one
+        if least is not None and most is not None:
+            if low < least or high > most:
+                raise ValueError(f"numbers from {low} to {high}; expected {least} … {most}")
+        elif not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError("numbers that are not finite")
+
+
+def load_table(root: Path, name: str, rows: int | None = None) -> pa.Table:
+    """Read a Parquet file of at most so many bytes as its own size can mean.
+
+    Args:
+        root: the bundle.
+        name: of the file.
+        rows: what it must have; None: any number.
+
+    Raises:
+        BundleError: the file holds something else.
+    """
+    with reading(name), pq.ParquetFile(root / name) as file:
+        told = file.metadata
+        if rows is not None and told.num_rows != rows:
+            raise ValueError(f"{told.num_rows} rows; expected {rows}")
+        size = sum(told.row_group(i).total_byte_size for i in range(told.num_row_groups))
+        if not 0 <= size <= _SWELLS * (root / name).stat().st_size:
+            raise ValueError(f"it says that it is {size} bytes unpacked, which no compression explains")
+        table: pa.Table = file.read()
+        table.validate(full=True)
+        if table.num_rows != told.num_rows:
+            raise ValueError(f"{table.num_rows} rows; its own footer says {told.num_rows}")
+        return table
 
 
 def save_json(root: Path, name: str, value: object) -> None:

@@ -6,8 +6,10 @@ no file bears out) are refused by checks. Proof of origin is not promised.
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -92,7 +94,7 @@ def bundle_id(root: Path) -> str:
 
 
 def parse_json(text: bytes, name: str) -> dict[str, Any]:
-    """A JSON object, strictly: no duplicate keys, no NaN, nothing but an object at the top."""
+    """A JSON object, strictly: no duplicate keys, no NaN, no 1e999, nothing but an object at the top."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)
@@ -100,11 +102,13 @@ def parse_json(text: bytes, name: str) -> dict[str, Any]:
             raise ValueError("a key occurs twice")
         return out
 
-    def constant(text: str) -> Any:
-        raise ValueError(f"{text} is not JSON")
+    def finite(text: str) -> float:  # also called for NaN and Infinity, which are not JSON
+        if not math.isfinite(number := float(text)):
+            raise ValueError(f"{text} is no number that can be written")
+        return number
 
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+        value = json.loads(text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
     except (ValueError, RecursionError) as e:
         raise BundleError(f"{name}: not the JSON it should be: {e}") from e
     if not isinstance(value, dict):
@@ -128,6 +132,13 @@ def _check_fields(manifest: Mapping[str, Any]) -> None:
     for name, kind in _TYPES.items():
         if not isinstance(manifest[name], kind) or isinstance(manifest[name], bool):
             raise BundleError(f"{MANIFEST}: {name} is a {type(manifest[name]).__name__}; expected {kind}")
+    try:
+        dt.datetime.fromisoformat(manifest["created"])
+    except ValueError as e:
+        raise BundleError(f"{MANIFEST}: created is {manifest['created']!r}; expected a time") from e
+    for name, kind in {"measured": (int, float), "versions": (str,)}.items():
+        if odd := [k for k, v in manifest[name].items() if type(v) not in kind]:
+            raise BundleError(f"{MANIFEST}: {name} has {odd}; expected {' or '.join(k.__name__ for k in kind)}")
     counts, data = manifest["counts"], manifest["data"]
     if set(data) != {"start", "end"} or not all(type(v) in (int, type(None)) for v in data.values()):
         raise BundleError(f"{MANIFEST}: data are {data}; expected start and end in microseconds")

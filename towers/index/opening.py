@@ -8,20 +8,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from towers.errors import BundleError
 from towers.features import Encoders, Featurizer, IdMap, Ragged, Schema, open_encoder
 from towers.features import columns as c
+from towers.features.vocabulary import FIRST
 from towers.index import layout
-from towers.index.faiss_setup import faiss
+from towers.index.index_file import read_index
 from towers.index.manifest import MANIFEST, bundle_id, is_count, parse_json, read_manifest
-from towers.index.recipes import FAISS_TYPES, IndexRecipe
+from towers.index.recipes import IndexRecipe
 from towers.index.requests import KnownUsers
 from towers.index.search import VectorSearch
 from towers.index.similarity import Similarity
 from towers.index.towers_runtime import Tower
+
+_WIDEST = 1 << 20  # columns of an encoded feature, events of a history: every request makes room for them
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,19 @@ def open_bundle(
         similarity, recipe = Similarity(**manifest["similarity"]), IndexRecipe(**manifest["index"])
     n, dim = manifest["counts"]["items"], manifest["dim"]
     items = IdMap(_ids(root, layout.ITEM_IDS, c.ITEM, schema.item_id, n), "item")
+    attributes = layout.load_table(root, layout.ATTRIBUTES, n)
     with layout.reading(layout.ATTRIBUTES):
-        attributes = pq.read_table(root / layout.ATTRIBUTES)
-        if attributes.num_rows != n:
-            raise ValueError(f"{attributes.num_rows} rows for {n} items")
         for column in {c.POSTED, c.EXPIRES} & set(attributes.column_names):
             if attributes.schema.field(column).type != layout.MOMENT:
                 raise ValueError(f"{column} is {attributes.schema.field(column).type}; expected {layout.MOMENT}")
     embeddings = layout.load_array(root, layout.EMBEDDINGS, np.float32, (n, dim))
     width = manifest["counts"]["history_dim"]
     inputs = layout.load_array(root, layout.HISTORY_INPUTS, np.float32, (n, width)) if width else None
+    if verify:
+        with layout.reading(layout.EMBEDDINGS):
+            similarity.check(embeddings, "item embeddings")
+        if inputs is not None:
+            layout.check_range(inputs, layout.HISTORY_INPUTS)
     known = _known(root, manifest, schema) if manifest["counts"]["users"] else None
     with layout.reading(layout.USER_TOWER):
         tower = Tower(root / layout.USER_TOWER, threads)
@@ -108,51 +114,70 @@ def open_bundle(
         context=_featurizer(root, "context", schema.context, encoders),
         items=items,
         attributes=attributes,
-        search=VectorSearch(_index(root, n, dim, recipe), embeddings, recipe),
+        search=VectorSearch(read_index(root, embeddings, recipe, deep=verify), embeddings, recipe),
         history_inputs=inputs,
         user_ids=None if known is None else IdMap(known.ids, "user"),
         known=known,
         user_tower=tower,
-        golden=parse_json((root / layout.GOLDEN).read_bytes(), layout.GOLDEN),
+        golden=_json(root, layout.GOLDEN),
         id=bundle_id(root),
     )
 
 
 def _schema(root: Path, manifest: dict[str, Any]) -> Schema:
-    spec = parse_json((root / layout.SCHEMA).read_bytes(), layout.SCHEMA)
+    spec = _json(root, layout.SCHEMA)
     with layout.reading(layout.SCHEMA):
         schema = Schema.from_json(spec)
         for f in (*schema.users, *schema.items, *schema.context):
             if not isinstance(f.name, str) or not f.name or "/" in f.name or "\\" in f.name or "\0" in f.name:
                 raise ValueError(f"{f.name!r} is no name for a feature")
-        if not is_count(schema.history_length) or schema.clock not in ("time", "order", "none"):
+            if not all(is_count(s, 0) and s <= _WIDEST for s in (f.max_length, f.dim)):
+                raise ValueError(f"{f.name}: max_length {f.max_length!r}, dim {f.dim!r}; expected at most {_WIDEST}")
+        if (
+            not is_count(schema.history_length)
+            or schema.history_length > _WIDEST
+            or schema.clock not in ("time", "order", "none")
+        ):
             raise ValueError(f"history_length {schema.history_length!r}, clock {schema.clock!r}")
         if schema.hash != manifest["schema_hash"]:
             raise ValueError("its hash is not the one in the manifest")
     return schema
 
 
+def _json(root: Path, name: str) -> dict[str, Any]:
+    with layout.reading(name):
+        return parse_json((root / name).read_bytes(), name)
+
+
 def _featurizer(root: Path, side: str, features: Any, encoders: Encoders = open_encoder) -> Featurizer:
-    with layout.reading(f"{layout.VOCAB}/{side}.json"):
+    name = f"{layout.VOCAB}/{side}.json"
+    fitted = _json(root, name)
+    for f in features:
+        values = f"{layout.VOCAB}/{side}.{f.name}.parquet"
+        if (root / values).exists():
+            _check_vocabulary(layout.load_table(root, values), values)
+    with layout.reading(name):
+        if set(fitted) != {f.name for f in features}:
+            raise ValueError(f"features {sorted(fitted)}; the schema has {[f.name for f in features]}")
         return Featurizer.load(root / layout.VOCAB, side, features, encoders)
 
 
-def _ids(root: Path, name: str, column: str, kind: str, n: int) -> pa.Array:
+def _check_vocabulary(table: pa.Table, name: str) -> None:
     with layout.reading(name):
-        table = pq.read_table(root / name)
-        if table.column_names != [column] or str(table[column].type) != kind or table.num_rows != n:
-            raise ValueError(f"{table.num_rows} rows of {table.schema}; expected {n} of {column}: {kind}")
+        if table.column_names != [c.VALUE, c.ID, c.COUNT] or table[c.VALUE].null_count or table[c.COUNT].null_count:
+            raise ValueError(f"columns {table.schema}; expected {c.VALUE}, {c.ID} and {c.COUNT}, none of them null")
+        if not np.array_equal(table[c.ID].to_numpy(), np.arange(FIRST, FIRST + table.num_rows)):
+            raise ValueError("its ids are not consecutive")
+        if table[c.COUNT].type != pa.int64() or len(pc.unique(table[c.VALUE])) != table.num_rows:
+            raise ValueError("counts that are no whole numbers, or a value that occurs twice")
+
+
+def _ids(root: Path, name: str, column: str, kind: str, n: int) -> pa.Array:
+    table = layout.load_table(root, name, n)
+    with layout.reading(name):
+        if table.column_names != [column] or str(table[column].type) != kind:
+            raise ValueError(f"columns {table.schema}; expected {column}: {kind}")
         return table[column].combine_chunks()
-
-
-def _index(root: Path, n: int, dim: int, recipe: IndexRecipe) -> faiss.Index:
-    with layout.reading(layout.INDEX):
-        index = faiss.read_index(str(root / layout.INDEX))
-        if (index.ntotal, index.d, index.metric_type) != (n, dim, faiss.METRIC_INNER_PRODUCT):
-            raise ValueError(f"{index.ntotal} vectors of {index.d} dimensions, metric {index.metric_type}")
-        if type(index).__name__ not in FAISS_TYPES[recipe.kind]:
-            raise ValueError(f"an {type(index).__name__}; the manifest says {recipe.kind}")
-        return index
 
 
 def _known(root: Path, manifest: dict[str, Any], schema: Schema) -> KnownUsers:
@@ -164,9 +189,7 @@ def _known(root: Path, manifest: dict[str, Any], schema: Schema) -> KnownUsers:
         with layout.reading(names[0]):
             if offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
                 raise ValueError(f"offsets that do not fit {len(values)} entries")
-        with layout.reading(names[1]):
-            if len(values) and not 0 <= values.min() <= values.max() < n:
-                raise ValueError(f"rows outside 0…{n - 1}")
+        layout.check_range(values, names[1], 0, n - 1)
         return Ragged(offsets, values)
 
     histories = lists(layout.USER_LISTS)
@@ -175,24 +198,27 @@ def _known(root: Path, manifest: dict[str, Any], schema: Schema) -> KnownUsers:
     for info in _featurizer(root, "users", schema.users).infos:
         kind = np.int32 if info.cardinality else np.float32
         shape = (users, info.width) if info.width else (users,)
-        features[info.name] = layout.load_array(root, layout.user_feature(info.name), kind, shape)
+        name = layout.user_feature(info.name)
+        features[info.name] = layout.load_array(root, name, kind, shape)
+        layout.check_range(features[info.name], name, *((0, info.cardinality - 1) if info.cardinality else ()))
     files, dim = manifest["files"], manifest["dim"]
     timed = layout.USER_TIMES in files
     attributes = None
     if layout.USER_ATTRIBUTES in files:
-        with layout.reading(layout.USER_ATTRIBUTES):
-            attributes = pq.read_table(root / layout.USER_ATTRIBUTES)
-            if attributes.num_rows != users:
-                raise ValueError(f"{attributes.num_rows} rows for {users} users")
+        attributes = layout.load_table(root, layout.USER_ATTRIBUTES, users)
+    actions = layout.load_array(root, layout.USER_ACTIONS, np.int64, (total,))
+    layout.check_range(actions, layout.USER_ACTIONS, 0, len(schema.actions) - 1)
+    embeddings = None
+    if layout.USER_EMBEDDINGS in files:
+        embeddings = layout.load_array(root, layout.USER_EMBEDDINGS, np.float32, (users, dim))
+        layout.check_range(embeddings, layout.USER_EMBEDDINGS)
     return KnownUsers(
         ids=_ids(root, layout.USER_IDS, c.USER, schema.user_id, users),
         features=features,
         histories=histories,
-        actions=layout.load_array(root, layout.USER_ACTIONS, np.int64, (total,)),
+        actions=actions,
         times=layout.load_array(root, layout.USER_TIMES, np.int64, (total,)) if timed else None,
         exclusions=lists(layout.USER_EXCLUSIONS),
-        embeddings=layout.load_array(root, layout.USER_EMBEDDINGS, np.float32, (users, dim))
-        if layout.USER_EMBEDDINGS in files
-        else None,
+        embeddings=embeddings,
         attributes=attributes,
     )
