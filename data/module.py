@@ -10,6 +10,7 @@ from data.batches import TrainBatches, batches_per_epoch, joined, pinned
 from data.prepared import PreparedDataset
 from data.reading import TrainingParts
 from data.tasks import build_task
+from towers.errors import ConfigError
 from towers.evaluation.task import Task
 from towers.features import Batch
 
@@ -40,6 +41,9 @@ class RetrievalData(pl.LightningDataModule):
         impressions: jobs in each example that its user was shown and did not take; see ``data.impressions``.
         memory_budget: bytes of what is streamed; None: everything is in memory. See ``data.reading``.
         workers: threads that make batches, each one ahead; the order does not depend on them.
+
+    Raises:
+        ConfigError: there are no workers, or the budget is too small, see ``data.reading``.
     """
 
     def __init__(
@@ -54,9 +58,12 @@ class RetrievalData(pl.LightningDataModule):
         workers: int = 1,
     ) -> None:
         super().__init__()
+        if workers < 1:
+            raise ConfigError(f"workers is {workers}; set it to at least 1, the threads that make batches")
         self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
         self.parts = TrainingParts(dataset, memory_budget, impressions)
-        self.tasks = [build_task(dataset, name, history_length=dataset.schema.history_length) for name in validate]
+        length, window = dataset.schema.history_length, self.parts.capacity
+        self.tasks = [build_task(dataset, name, history_length=length, window=window) for name in validate]
 
     def batches_per_epoch(self, world: int = 1) -> int:
         """Training batches of one epoch, on each rank."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -302,24 +303,40 @@ class PreparedDataset:
         kept = np.repeat(np.tile([True, False], n_users), lengths)
         pairs = np.repeat(np.arange(n_users) * n_items, lengths[::2]) + h.item[kept]
         if any(a.weight > 0 and not a.history for a in self.schema.actions):
-            user, item = self._positives(first, first + n_users, splits)
+            user, item = self.positives(splits, (first, first + n_users))
             pairs = np.concatenate([pairs, (user - first) * n_items + item])
         pairs.sort()
         pairs = pairs[np.diff(pairs, prepend=-1) > 0]
         return Ragged(np.searchsorted(pairs, np.arange(n_users + 1) * n_items), pairs % n_items)
 
-    def _positives(self, first: int, stop: int, splits: tuple[str, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """User and item rows of the positive examples of users ``first`` to ``stop``."""
-        wanted = [self.splits.index(name) for name in splits]
+    def positives(
+        self,
+        splits: Sequence[str],
+        span: tuple[int, int] | None = None,
+        users: NDArray[np.bool_] | None = None,
+        items: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """User and item rows of the positive examples of some splits; only these are held.
+
+        Args:
+            splits: names.
+            span: the first user and the one after the last, of whom alone examples are read; None: all.
+            users: ``[users]`` those who are wanted; None: all.
+            items: ``[items]`` likewise.
+        """
+        groups, wanted = self.row_groups("examples"), [self.splits.index(name) for name in splits]
         names = [c.USER_ROW, c.ITEM_ROW, c.WEIGHT, c.SPLIT]
-        found = [np.zeros((2, 0), np.int64)]
-        start, end = self.example_offsets[[first, stop]]
-        for table in self.row_groups("examples").slices(int(start), int(end), names):
+        start, end = groups.starts[[0, -1]] if span is None else self.example_offsets[list(span)]
+        found = [np.zeros((2, 0), np.int32)]
+        for table in groups.slices(int(start), int(end), names):
             user, item, weight, split = (table[name].to_numpy() for name in names)
             rows = (weight > 0) & np.isin(split, wanted)
-            found.append(np.stack([user[rows], item[rows]]).astype(np.int64))
-        users, items = np.concatenate(found, axis=1)
-        return users, items
+            for mask, row in ((users, user), (items, item)):
+                if mask is not None:
+                    rows &= mask[row]
+            found.append(np.stack([user[rows], item[rows]]))
+        user, item = np.concatenate(found, axis=1).astype(np.int64)
+        return user, item
 
     @cached_property
     def example_offsets(self) -> NDArray[np.int64]:

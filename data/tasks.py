@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.batches import Collator, QueryBatches
 from data.histories import stage
 from data.prepared import Examples, PreparedDataset, ragged_slices
+from data.queries import query_batches
 from data.spec import TaskSpec
 from towers.errors import DataError
 from towers.evaluation.task import Task
@@ -20,12 +20,22 @@ from towers.features import Ragged
 Ints = NDArray[np.int64]
 
 
-def build_task(data: PreparedDataset, name: str, *, history_length: int, batch_size: int = 1024) -> Task:
+def build_task(
+    data: PreparedDataset, name: str, *, history_length: int, batch_size: int = 1024, window: int | None = None
+) -> Task:
     """The queries, targets, candidates and exclusions of a task.
 
     A query by user sees the history up to its split; a query by event sees everything strictly earlier. Where the data
     have a context, what a user asks in different contexts are different queries. Where items ask for users, a user is
     as she was at the moment of the first target of all, with her history up to the split, and asks nothing.
+
+    Args:
+        data: the prepared dataset.
+        name: of the task.
+        history_length: the newest events of a history that a query holds.
+        batch_size: queries in a batch.
+        window: bytes of histories held at once; None: the whole log's. Targets, and what these users are not to be
+            given, are in memory in any case.
 
     Raises:
         ConfigError: no such task.
@@ -56,7 +66,7 @@ def build_task(data: PreparedDataset, name: str, *, history_length: int, batch_s
     return Task(
         name=name,
         query=asked.astype(np.int64),
-        batches=QueryBatches(blank, Collator(data.history, data.schema.clock, history_length), batch_size),
+        batches=query_batches(data, blank, history_length, batch_size, window),
         targets=_group_lists(query, found.astype(np.int64), len(asked)),
         candidates=candidates,
         exclude=_exclusions(data, name, spec, asked.astype(np.int64)),
@@ -90,16 +100,16 @@ def _at_once(data: PreparedDataset, spec: TaskSpec, users: Ints, targets: Exampl
 def _ends(data: PreparedDataset, spec: TaskSpec, users: NDArray[Any]) -> Ints:
     """Where the histories of users end that hold what came before the splits of the targets."""
     before = min(stage(np.array([data.splits.index(t)], np.int8))[0] for t in spec.targets)
-    ends: Ints = data.history.stage_ends[users, before - 1] if before else data.history.offsets[users]
+    offsets, stage_ends = data.history_bounds
+    ends: Ints = stage_ends[users, before - 1] if before else offsets[users]
     return ends
 
 
 def _group_lists(owner: Ints, values: Ints, n: int) -> Ragged:
     """``[n]`` lists of the distinct values of each owner, sorted."""
-    pairs = np.unique(np.stack([owner, values], axis=1), axis=0)
-    offsets = np.zeros(n + 1, np.int64)
-    np.cumsum(np.bincount(pairs[:, 0], minlength=n), out=offsets[1:])
-    return Ragged(offsets, pairs[:, 1])
+    many = int(values.max(initial=0)) + 1
+    owners, found = np.divmod(np.unique(owner * many + values), many)
+    return Ragged(np.searchsorted(owners, np.arange(n + 1)), found)
 
 
 def _candidates(data: PreparedDataset, name: str, spec: TaskSpec, targets: Examples) -> Ints:
@@ -123,9 +133,8 @@ def _exclusions(data: PreparedDataset, name: str, spec: TaskSpec, asked: Ints) -
         user, item = table["user_row"].to_numpy(), table["item_row"].to_numpy()
     elif isinstance(spec.exclude, tuple) and spec.exclude:
         known = tuple(s for s in spec.exclude if s in data.splits)
-        e = data.examples(*known)
-        seen = e.weight > 0
-        user, item = e.user[seen].astype(np.int64), e.item[seen].astype(np.int64)
+        users, items = _asked(data, spec, asked)
+        user, item = data.positives(known, users=users, items=items)
     else:
         return Ragged(np.zeros(len(asked) + 1, np.int64), np.zeros(0, np.int64))
     if spec.exclude_groups and "group" in data.items.column_names:
@@ -133,6 +142,19 @@ def _exclusions(data: PreparedDataset, name: str, spec: TaskSpec, asked: Ints) -
     owner, value, owners = (user, item, len(data.users)) if spec.retrieve == "items" else (item, user, len(data.items))
     lists = _group_lists(np.asarray(owner, np.int64), np.asarray(value, np.int64), owners)
     return ragged_slices(lists.values, lists.offsets[asked], lists.offsets[asked + 1])
+
+
+def _asked(
+    data: PreparedDataset, spec: TaskSpec, asked: Ints
+) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
+    """The users, or the items, whose events exclude anything from these queries: the others' need not be held."""
+    mask = np.zeros(len(data.users if spec.retrieve == "items" else data.items), bool)
+    mask[asked] = True
+    if spec.retrieve == "items":
+        return mask, None
+    if spec.exclude_groups and (group := data.groups) is not None:
+        mask = np.isin(group, group[asked])
+    return None, mask
 
 
 def _with_groups(user: Ints, item: Ints, group: Ints) -> tuple[Ints, Ints]:

@@ -38,16 +38,21 @@ _SAMPLE = 2048  # users from whom the spread of scores is measured
 def datamodule(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
     """Training batches and validation tasks."""
     validate = () if config.get("refit") else (config.data.select,) if "select" in config.data else ("valid",)
-    budget = config.data.get("memory_budget")
     return RetrievalData(
         dataset,
         batch_size=config.batch_size,
         seed=config.seed,
         validate=validate,
         impressions=config.get("impressions", 0),
-        memory_budget=None if budget is None else byte_size(budget, "data.memory_budget"),
+        memory_budget=memory_budget(config),
         workers=config.get("workers", 1),
     )
+
+
+def memory_budget(config: DictConfig) -> int | None:
+    """Bytes that examples and histories may take; None: all that they need."""
+    budget = config.data.get("memory_budget")
+    return None if budget is None else byte_size(budget, "data.memory_budget")
 
 
 def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | None = None) -> Retrieval:

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, open_dict
 
 from data.prepared import PreparedDataset
+from data.queries import histories_window
 from data.tasks import build_task
 from pipeline import build
 from pipeline.console import err, progress, say
@@ -103,9 +104,10 @@ def evaluate_run(
             f"rerank={rerank} is for the whole vectors of a run with model.mixture (model=mixture), without fusion"
         )
     out: dict[str, float] = {}
+    window = histories_window(dataset, build.memory_budget(run.config))
     for name in tasks:
         length = WHOLE if isinstance(module, Fitted) else dataset.schema.history_length
-        task = build_task(dataset, name, history_length=length)
+        task = build_task(dataset, name, history_length=length, window=window)
         result, extra = evaluate_task(run, task, dataset, module, fusion, rerank)
         marks = [name, *([] if dim is None else [str(dim)]), *([] if fusion is None else [fusion.method])]
         marks += [] if rerank is None else ["rerank"]

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 from data import writer
 from data.batches import TrainBatches, batches_per_epoch, joined
 from data.module import RetrievalData
-from data.prepared import PreparedDataset
+from data.prepared import HistoryLog, PreparedDataset
+from data.queries import histories_window
 from data.reading import TrainingParts
 from data.settings import byte_size
+from data.tasks import build_task
 from pipeline import build
 from tests.data.worlds import log_of, prepared, write
 from tests.test_resume import same as equal
@@ -39,7 +41,9 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "_ROW_GROUP", GROUP)
 
 
-def world(folder: Path, clock: str = "time", users: int = 30, rows: int = 400) -> PreparedDataset:
+def world(
+    folder: Path, clock: str = "time", users: int = 30, rows: int = 400, tasks: Mapping[str, Any] | None = None
+) -> PreparedDataset:
     """A random log: some users with much, some with nothing in training; applications enter no history."""
     rng = np.random.default_rng(0)
     user = (users * rng.random(rows) ** 2).astype(int)
@@ -60,7 +64,7 @@ def world(folder: Path, clock: str = "time", users: int = 30, rows: int = 400) -
         [dict(zip(log, map(str_or_int, row), strict=True)) for row in zip(*log.values(), strict=True)],
     )
     actions = {"open": {}, "apply": {"weight": 2, "history": False}, "shown": {"weight": 0, "history": False}}
-    return prepared(folder, actions=actions, tasks={"valid": {}}, history_length=6,
+    return prepared(folder, actions=actions, tasks=tasks or {"valid": {}}, history_length=6,
                     items={"features": {"item_id": {"kind": "id"}}}, **kw)  # fmt: skip
 
 
@@ -274,6 +278,68 @@ def test_the_datamodule_streams(log: PreparedDataset) -> None:
     batches = list(module.train_dataloader())
     assert len(batches) == module.batches_per_epoch()
     assert sum(map(len, batches)) == len(module.parts)
+
+
+def test_without_a_thread_there_are_no_batches(log: PreparedDataset) -> None:
+    with pytest.raises(ConfigError, match="workers is 0; set it to at least 1"):
+        RetrievalData(log, batch_size=9, seed=0, validate=(), workers=0)
+
+
+@pytest.mark.slow
+def test_two_processes_stream_one_epoch(log: PreparedDataset, tmp_path: Path) -> None:
+    """No process waits for a batch that the other does not have, and together they see each example once."""
+    budget = budgets(log)[0]
+    command = [sys.executable, "-m", "tests.data.streamed_ranks", str(log.folder), str(budget), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    module = RetrievalData(log, batch_size=9, seed=0, validate=(), memory_budget=budget)
+    n = module.batches_per_epoch(2)
+    assert n > 6
+    assert len(one) == len(other) == 2 * n
+    e = log.examples("train")
+    expected = sorted(e.item[e.weight > 0].tolist())
+    for epoch in (slice(n), slice(n, None)):
+        assert sorted(i for batches in (one, other) for batch in batches[epoch] for i in batch) == expected
+    assert one[:n] != one[n:]
+
+
+@pytest.mark.parametrize(("clock", "unit"), [("time", "user"), ("time", "event"), ("order", "event"), ("none", "user")])
+def test_a_task_is_the_same_with_some_histories_in_memory(tmp_path: Path, clock: str, unit: str) -> None:
+    data = world(tmp_path, clock, tasks={"valid": {"unit": unit}})
+    kw: dict[str, Any] = {"history_length": 6, "batch_size": 4}
+    whole = build_task(data, "valid", **kw)
+    for window in (1, 13 * 60, 1 << 20):  # a batch of queries at a time, some, all
+        fresh = PreparedDataset(data.folder)
+        task = build_task(fresh, "valid", window=window, **kw)
+        assert len(task.batches) == len(whole.batches) > 4
+        for _ in range(2):  # each validation passes over them
+            for a, b in zip(task.batches, whole.batches, strict=True):
+                same(a, b)
+        assert not {"history", "known"} & fresh.__dict__.keys(), "the whole log was read"
+        assert np.array_equal(task.exclude.values, whole.exclude.values)
+
+
+def test_histories_of_queries_take_what_they_may(log: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    read = PreparedDataset.history_of
+
+    def counted(self: PreparedDataset, first: int, stop: int) -> HistoryLog:
+        out = read(self, first, stop)
+        held.append(len(out.item))
+        return out
+
+    monkeypatch.setattr(PreparedDataset, "history_of", counted)
+    most = int(np.diff(log.history_bounds[0]).max())
+    task = build_task(log, "valid", history_length=6, batch_size=1, window=13 * (most + 10))
+    assert sum(map(len, task.batches)) == len(task)
+    assert max(held) <= most + 10
+    assert len(held) < len(task), "several queries share a read"
+
+
+def test_a_window_of_histories_is_a_quarter_of_a_budget_that_does_not_hold_them(log: PreparedDataset) -> None:
+    events = 13 * int(log.history_bounds[0][-1])
+    assert [histories_window(log, b) for b in (None, events, events - 1)] == [None, None, (events - 1) // 4]
 
 
 class StoppedError(Exception):
