@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,33 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from omegaconf import DictConfig
+from rich.markup import escape
+from rich.table import Table
 
 from data.batches import Collator, QueryBatches
 from data.prepared import Examples, HistoryLog, PreparedDataset
 from data.tasks import build_task
 from pipeline import build
-from pipeline.console import progress, say
+from pipeline.console import err, progress, say
 from pipeline.datasets import dataset_of
 from pipeline.evaluating import aggregation_of, given, load
 from pipeline.runs import Run
 from towers.errors import ConfigError
 from towers.features import Ragged
 from towers.features import columns as c
-from towers.index import embed
+from towers.index import embed, tuning_told
 from towers.index.bundle import BundleContents, write_bundle
 from towers.index.golden import Golden
 from towers.index.probing import with_probe_growth
-from towers.index.recall import check_recall, measure_index
+from towers.index.publish import staging
+from towers.index.recall import check_recall, measure_index, recall_of_prefix, recall_of_storage
 from towers.index.recipes import IndexRecipe, build_index
 from towers.index.requests import KnownUsers
 from towers.index.search import VectorSearch
 from towers.index.similarity import Similarity
+from towers.index.storage import stored
 from towers.index.towers_onnx import export_item_tower, export_user_tower
+from towers.index.tuning import AutoIndex, Candidate, tune
 from towers.model.embedder import Embedder
 
 GOLDEN = 8
@@ -56,23 +62,29 @@ def export(config: DictConfig) -> Path:
     target = Path(config.bundle or run.folder / "bundle")
     if target.exists():
         raise ConfigError(f"{target} exists already; remove it, or set bundle=PATH to another place")
-    recipe: IndexRecipe = hydra.utils.instantiate(config.index)
-    with progress("export") as tell:
+    wanted: IndexRecipe | AutoIndex = hydra.utils.instantiate(config.index, _convert_="all")
+    with progress("export") as tell, staging(target) as scratch:
         tell("loading the model", 0.0)
         module = load(run, dataset, dim=config.dim, aggregate=given(config.aggregate))
         embedder = module.embedder()
         tell("embedding the catalogue", 0.1)
-        embeddings = embed.item_embeddings(embedder)
+        blocks = embed.item_blocks(embedder)
+        embeddings = embed.write_blocks(blocks, len(embedder.items), scratch / "embeddings.npy")
         similarity = Similarity(**module.model.similarity.to_manifest())
-        tell(f"building the {recipe.kind} index of {len(embeddings):,} items", 0.3)
-        index = build_index(embeddings, recipe, similarity)
-        resolved = recipe.resolve(*embeddings.shape)
-        tell("measuring it against exact search", 0.5)
         held_out = held_out_queries(dataset, embedder, trained.data.get("select", "valid"))
+        index, resolved, candidates = indexed(embeddings, held_out, wanted, similarity, tell)
+        tell("measuring it against exact search", 0.6)
         resolved = with_probe_growth(resolved, index, embeddings, held_out)
-        search = VectorSearch(index, embeddings, resolved)
+        search = VectorSearch(index, stored(embeddings, resolved.storage), resolved)
         measured = measure_index(search, held_out)
         check_recall(resolved, measured[f"index/recall@{resolved.recall_at}"])
+        if config.dim is not None:
+            whole = load(run, dataset, aggregate=given(config.aggregate)).embedder()
+            asked = held_out_queries(dataset, whole, trained.data.get("select", "valid"))
+            kept = recall_of_prefix(search, held_out, embed.item_blocks(whole), asked)
+            measured[f"index/dim_recall@{resolved.recall_at}"] = kept
+        if resolved.storage != "float32":
+            measured[f"index/storage_recall@{resolved.recall_at}"] = recall_of_storage(search, embeddings, held_out)
         tell("exporting the towers", 0.7)
         start, end = dataset.info["time_us"] or (None, None)
         known = known_users(dataset)
@@ -105,13 +117,42 @@ def export(config: DictConfig) -> Path:
                 **run.provenance,
             },
             measured=measured,
+            tuning=candidates,
         )
         tell("writing, hashing and replaying the bundle", 0.85)
         write_bundle(contents, target)
         tell("done", 1.0)
+    if candidates:
+        err.print(tuning_table(candidates, resolved))
     for name, value in measured.items():
         say(f"  {name} {value:,.4g}")
     return target
+
+
+def indexed(
+    embeddings: NDArray[np.float32],
+    held_out: NDArray[np.float32],
+    wanted: IndexRecipe | AutoIndex,
+    similarity: Similarity,
+    tell: Callable[[str, float], None],
+) -> tuple[Any, IndexRecipe, Sequence[Candidate]]:
+    """The index that is asked for, its resolved recipe and, where it had to be chosen, what it was chosen from."""
+    if isinstance(wanted, AutoIndex):
+        tuned = tune(embeddings, held_out, wanted, similarity, lambda what, share: tell(what, 0.2 + 0.4 * share))
+        return tuned.index, tuned.recipe, tuned.candidates
+    tell(f"building the {wanted.kind} index of {len(embeddings):,} items", 0.3)
+    return build_index(embeddings, wanted, similarity), wanted.resolve(*embeddings.shape), ()
+
+
+def tuning_table(candidates: Sequence[Candidate], recipe: IndexRecipe) -> Table:
+    """The kinds of index that were measured, for the terminal."""
+    title = f"the fastest index with recall@{recipe.recall_at} of at least {recipe.min_recall:g}: {recipe.kind}"
+    out = Table(title=title, title_justify="left")
+    for i, column in enumerate(tuning_told.COLUMNS):
+        out.add_column(column, justify="right" if i > 2 else "left", overflow="fold")
+    for row in tuning_told.rows(candidates):
+        out.add_row(*map(escape, row), style="bold" if row[1] == "chosen" else None)
+    return out
 
 
 def attributes(dataset: PreparedDataset) -> pa.Table:

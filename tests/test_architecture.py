@@ -33,6 +33,7 @@ HEAVY = {
     "wandb": lambda f: False,
     "duckdb": lambda f: f.startswith("data/"),
     "faiss": lambda f: f.startswith("towers/index/"),
+    "matplotlib": lambda f: f in {"towers/evaluation/pictures.py", "towers/index/tuning_told.py"},
 }  # fmt: skip
 
 

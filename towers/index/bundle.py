@@ -22,7 +22,7 @@ import towers
 from towers.errors import ConfigError
 from towers.features import Encoders, Featurizer, IdMap, Ragged, Schema, open_encoder
 from towers.features import columns as c
-from towers.index import layout
+from towers.index import layout, tuning_told
 from towers.index.bundle_readme import readme
 from towers.index.faiss_setup import faiss
 from towers.index.golden import Golden, record, record_matches
@@ -33,7 +33,9 @@ from towers.index.requests import KnownUsers, check_clock
 from towers.index.retriever import Retriever
 from towers.index.search import VectorSearch
 from towers.index.similarity import Similarity
+from towers.index.storage import StoredVectors, stored
 from towers.index.towers_runtime import Tower
+from towers.index.tuning import Candidate
 
 _GOLDEN_ITEMS = 8  # whose best users are written down
 
@@ -51,7 +53,7 @@ class BundleContents:
         item_ids: ``[N]`` external ids, int64 or string.
         attributes: ``[N]`` raw filter and display columns; ``posted`` and ``expires``, if there, are
             timestamps in microseconds UTC and say when an item may be recommended.
-        embeddings: ``[N, D]`` float32.
+        embeddings: ``[N, D]`` float32, possibly memory-mapped; kept in the recipe's ``storage``.
         index: what ``build_index`` made of them.
         recipe: what it was made with.
         user_tower: ONNX model, see ``towers_runtime`` for its inputs.
@@ -63,6 +65,7 @@ class BundleContents:
         data_end: end of the data, or None; the ``at="export"`` of requests.
         provenance: run, git commit, dataset hash …: whatever JSON can hold.
         measured: numbers by name with their unit (``index/recall@100``, ``index/search_p99_ms``).
+        tuning: the kinds of index that were measured to choose this one, if any were.
     """
 
     schema: Schema
@@ -84,6 +87,7 @@ class BundleContents:
     data_end: int | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
+    tuning: Sequence[Candidate] = ()
 
     def __post_init__(self) -> None:
         """Check that the parts belong together."""
@@ -165,7 +169,7 @@ def write_bundle(contents: BundleContents, target: Path, encoders: Encoders = op
             },
         }
         sizes = {p.relative_to(root).as_posix(): p.stat().st_size for p in sorted(root.rglob("*")) if p.is_file()}
-        (root / layout.README).write_text(readme(Path(target).name, facts, sizes))
+        (root / layout.README).write_text(readme(Path(target).name, facts, sizes, contents.tuning))
         write_manifest(root, facts)
         Retriever.open(root, encoders=encoders)
         Tower(root / layout.ITEM_TOWER)
@@ -192,7 +196,15 @@ def _write_files(contents: BundleContents, root: Path) -> None:
     layout.save_json(root, layout.SCHEMA, _served(contents).to_json())
     for side, featurizer in {"users": contents.users, "items": contents.items, "context": contents.context}.items():
         featurizer.save(root / layout.VOCAB, side)
-    layout.save_array(root, layout.EMBEDDINGS, contents.embeddings, np.float32)
+    kept = stored(contents.embeddings, contents.recipe.storage)
+    codes = kept.codes if isinstance(kept, StoredVectors) else kept
+    layout.save_array(root, layout.EMBEDDINGS, codes, codes.dtype.type)
+    if isinstance(kept, StoredVectors) and kept.scales is not None:
+        layout.save_array(root, layout.SCALES, kept.scales, np.float32)
+    if contents.tuning:
+        layout.save_json(root, layout.TUNING, tuning_told.facts(contents.tuning))
+        at, least = contents.recipe.recall_at, contents.recipe.min_recall
+        (root / layout.CURVE).write_text(tuning_told.picture(contents.tuning, least, at))
     pq.write_table(pa.table({c.ITEM: contents.item_ids}), root / layout.ITEM_IDS)
     pq.write_table(contents.attributes, root / layout.ATTRIBUTES)
     faiss.write_index(contents.index, str(root / layout.INDEX))
@@ -203,23 +215,23 @@ def _write_files(contents: BundleContents, root: Path) -> None:
         (root / name).write_bytes(model)
     if contents.known_users is not None:
         _write_users(contents.known_users, root)
-    search = VectorSearch(contents.index, contents.embeddings, contents.recipe.resolve(*contents.embeddings.shape))
+    search = VectorSearch(contents.index, kept, contents.recipe.resolve(*contents.embeddings.shape))
     golden = [replace(g, at=contents.data_end) if g.at is None else g for g in contents.golden]
     try:
         recorded = record(golden, IdMap(contents.item_ids, "item"), search)
-        layout.save_json(root, layout.GOLDEN, {**recorded, "matches": _matches(contents)})
+        layout.save_json(root, layout.GOLDEN, {**recorded, "matches": _matches(contents, kept)})
     except (TypeError, ValueError) as e:
         raise ConfigError(f"a golden query cannot be written as JSON: {e}; use numbers, strings and lists") from e
 
 
-def _matches(contents: BundleContents) -> list[dict[str, Any]]:
+def _matches(contents: BundleContents, kept: Any) -> list[dict[str, Any]]:
     """What some items find among the known users, where those can be matched."""
     known = contents.known_users
     if known is None or known.embeddings is None:
         return []
     rows = np.unique(np.linspace(0, len(contents.item_ids) - 1, _GOLDEN_ITEMS).astype(np.int64))
     ids = contents.item_ids.take(pa.array(rows)).to_pylist()
-    return record_matches(ids, contents.embeddings[rows], IdMap(known.ids, "user"), known.embeddings)
+    return record_matches(ids, kept[rows], IdMap(known.ids, "user"), known.embeddings)
 
 
 def _write_users(users: KnownUsers, root: Path) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from towers.index import layout, tuning_told
+from towers.index.tuning import Candidate
 
-def readme(name: str, facts: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
+
+def readme(name: str, facts: Mapping[str, Any], sizes: Mapping[str, int], tuning: Sequence[Candidate] = ()) -> str:
     """What this bundle is, for whoever finds it on a disk.
 
     Args:
         name: folder name.
         facts: the manifest's fields.
         sizes: bytes of each file.
+        tuning: the kinds of index that were measured to choose this one, if any were.
     """
     similarity, counts, recipe = facts["similarity"], facts["counts"], facts["index"]
     kind = {"dot": "dot product", "cosine": "cosine (vectors have norm 1)"}[similarity["kind"]]
@@ -25,6 +29,7 @@ def readme(name: str, facts: Mapping[str, Any], sizes: Mapping[str, int]) -> str
         ("similarity", f"{kind}; trained at temperature {similarity['temperature']:g}, scores are undivided"),
         ("dimensions", str(facts["dim"])),
         ("index", recipe["kind"] + (f" ({settings})" if settings else "")),
+        ("embeddings", recipe["storage"]),
         *((key, f"{value:,.4g}") for key, value in sorted(facts["measured"].items())),
         *((key, _line(value)) for key, value in sorted(facts["provenance"].items())),
         ("written", f"{facts['created']} by towers {facts['versions']['towers']}"),
@@ -40,7 +45,7 @@ Recall is measured against exact search with this model's own user vectors; `ind
 | what | value |
 |---|---|
 {table}
-
+{_chosen(tuning)}
 ## Open it
 
 ```python
@@ -69,6 +74,21 @@ _SHOWN = {
     "hnsw": ("m", "ef_construction", "ef_search"),
     "hnsw_sq8": ("m", "ef_construction", "ef_search", "rescore"),
 }
+
+
+def _chosen(tuning: Sequence[Candidate]) -> str:
+    if not tuning:
+        return ""
+    return f"""
+## Why this index
+
+Each kind was built once and its search settings swept, on held-out users. Stars: the quickest settings that keep the
+recall; thick: the kind that was chosen. Recall is of users who did not choose the settings.
+
+![recall against speed]({layout.CURVE})
+
+{tuning_told.markdown(tuning)}
+"""
 
 
 def _day(moment: int | None) -> str:

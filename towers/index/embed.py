@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from towers.errors import ConfigError
 from towers.model.embedder import Embedder
 
 
@@ -23,6 +25,34 @@ def item_blocks(embedder: Embedder, rows: NDArray[np.int64] | None = None) -> It
     """
     for block in embedder.item_blocks(rows):
         yield _array(block)
+
+
+def write_blocks(blocks: Iterable[NDArray[np.float32]], n: int, path: Path) -> NDArray[np.float32]:
+    """Write embeddings as they come and open them memory-mapped, so that a catalogue may be larger than memory.
+
+    Args:
+        blocks: ``[n, D]`` float32, of together ``n`` rows.
+        n: items.
+        path: a new ``.npy`` file.
+
+    Returns:
+        ``[N, D]`` float32, read-only.
+
+    Raises:
+        ConfigError: there is nothing to write, or not as much as was said.
+    """
+    written = 0
+    with path.open("xb") as f:
+        for block in blocks:
+            if not written:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (n, block.shape[1])}
+                np.lib.format.write_array_header_1_0(f, header)
+            np.ascontiguousarray(block, "<f4").tofile(f)
+            written += len(block)
+    if not n or written != n:
+        raise ConfigError(f"{written} embeddings for {n} items; the catalogue is empty, or changed in between")
+    out: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return out
 
 
 def item_embeddings(embedder: Embedder, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ from towers.errors import BundleError
 
 SCHEMA, GOLDEN, README, VOCAB = "schema.json", "golden.json", "README.md", "vocab"
 ITEM_IDS, ATTRIBUTES, EMBEDDINGS = "items/ids.parquet", "items/attributes.parquet", "items/embeddings.npy"
+SCALES, TUNING, CURVE = "items/embedding_scales.npy", "index_tuning.json", "index_tuning.svg"
 INDEX, HISTORY_INPUTS = "items/index.faiss", "items/history_inputs.npy"
 USER_TOWER, ITEM_TOWER = "user_tower/1/model.onnx", "item_tower/1/model.onnx"
 USER_IDS, USER_ATTRIBUTES, USER_EMBEDDINGS = "users/ids.parquet", "users/attributes.parquet", "users/embeddings.npy"

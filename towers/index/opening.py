@@ -22,6 +22,7 @@ from towers.index.recipes import IndexRecipe
 from towers.index.requests import KnownUsers
 from towers.index.search import VectorSearch
 from towers.index.similarity import Similarity
+from towers.index.storage import CODES, StoredVectors
 from towers.index.towers_runtime import Tower
 
 _WIDEST = 1 << 20  # columns of an encoded feature, events of a history: every request makes room for them
@@ -95,7 +96,11 @@ def open_bundle(
         for column in {c.POSTED, c.EXPIRES} & set(attributes.column_names):
             if attributes.schema.field(column).type != layout.MOMENT:
                 raise ValueError(f"{column} is {attributes.schema.field(column).type}; expected {layout.MOMENT}")
-    embeddings = layout.load_array(root, layout.EMBEDDINGS, np.float32, (n, dim))
+    embeddings: Any = layout.load_array(root, layout.EMBEDDINGS, CODES[recipe.storage], (n, dim))
+    if recipe.storage != "float32":
+        scaled = recipe.storage == "int8"
+        scales = layout.load_array(root, layout.SCALES, np.float32, (n,)) if scaled else None
+        embeddings = StoredVectors(embeddings, scales)
     width = manifest["counts"]["history_dim"]
     inputs = layout.load_array(root, layout.HISTORY_INPUTS, np.float32, (n, width)) if width else None
     if verify:

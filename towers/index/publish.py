@@ -42,6 +42,25 @@ def published(target: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+@contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """Give a hidden folder beside ``target`` for what has to be at hand before it is published; remove it at the end.
+
+    Raises:
+        ConfigError: ``target`` exists.
+    """
+    target = Path(os.path.abspath(target))  # noqa: PTH100 - as above
+    _refuse_existing(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _clean(target)
+    folder, lock = _locked(target)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
 def _refuse_existing(target: Path) -> None:
     if os.path.lexists(target):
         raise ConfigError(f"{target} exists; a bundle is never overwritten. Choose another name, or remove it first")

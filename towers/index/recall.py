@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from towers.errors import ConfigError
+from towers.index.faiss_setup import faiss
 from towers.index.recipes import IndexRecipe
-from towers.index.search import VectorSearch
+from towers.index.search import VectorSearch, best_of
 
 _TIE = 1e-5  # relative; scores this close are one score computed in two orders
 
@@ -59,6 +61,45 @@ def measure_index(search: VectorSearch, queries: NDArray[np.float32], *, singles
         "index/exact_p50_ms": float(np.percentile(brute, 50)),
         "index/batch_queries_per_s": len(queries) / max(batch, 1e-9),
     }
+
+
+def recall_of_storage(search: VectorSearch, embeddings: NDArray[np.float32], queries: NDArray[np.float32]) -> float:
+    """What exact search over stored embeddings finds of what it finds over the whole ones.
+
+    Args:
+        search: with the stored embeddings.
+        embeddings: ``[N, D]`` the whole ones.
+        queries: ``[Q, D]``.
+    """
+    k = min(search.recipe.recall_at, len(embeddings))
+    exact = faiss.knn(queries, embeddings, k, metric=faiss.METRIC_INNER_PRODUCT)[0]
+    found = search.exact(queries, k)[0]
+    return recall_at(replace(search, embeddings=embeddings).scores(queries, found), exact)
+
+
+def recall_of_prefix(
+    cut: VectorSearch,
+    queries: NDArray[np.float32],
+    blocks: Iterable[NDArray[np.float32]],
+    whole_queries: NDArray[np.float32],
+) -> float:
+    """What exact search by cut vectors finds of what it finds by the whole ones, of which a block is in memory.
+
+    Args:
+        cut: search by the cut vectors.
+        queries: ``[Q, d]`` cut vectors.
+        blocks: ``[n, D]`` the whole embeddings, in their order.
+        whole_queries: ``[Q, D]``.
+    """
+    k, start, best = min(cut.recipe.recall_at, len(cut.embeddings)), 0, None
+    for block in blocks:
+        scores, rows = faiss.knn(whole_queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        found, start = (rows + start, scores), start + len(block)
+        if best is not None:
+            found = best_of(np.hstack([best[0], found[0]]), np.hstack([best[1], found[1]]), k)
+        best = found
+    mine = cut.exact(queries, k)[0]
+    return float(np.mean([np.isin(a, b).mean() for a, b in zip(mine, best[0] if best else mine[:, :0], strict=True)]))
 
 
 def check_recall(recipe: IndexRecipe, measured: float) -> None:

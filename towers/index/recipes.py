@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from towers.errors import ConfigError
 from towers.index.faiss_setup import faiss
 from towers.index.similarity import Similarity
+from towers.index.storage import STORAGES
 
 KINDS = ("flat", "ivf_flat", "ivf_fp16", "ivf_sq8", "ivf_pq", "ivf_pq4", "ivf_rabitq", "hnsw", "hnsw_sq8")
 ON_GPU = ("flat", "ivf_flat", "ivf_fp16", "ivf_sq8", "ivf_pq")  # the kinds that FAISS has for GPUs
@@ -71,6 +72,7 @@ class IndexRecipe:
             parallel, is repeatable with OMP_NUM_THREADS=1 only.
         device: where to build: ``cpu``, ``cuda``, or ``auto`` (a GPU if FAISS sees one). What is stored
             is the CPU form; kinds that FAISS has not for GPUs are always built on the CPU.
+        storage: of the embeddings beside the index: ``float32``, ``float16`` or ``int8``, see ``storage``.
         min_recall: the export stops if recall at ``recall_at`` against exact search is below this.
         recall_at: the k of that recall.
     """
@@ -85,6 +87,7 @@ class IndexRecipe:
     ef_search: int = 256
     seed: int = 1234
     device: str = "auto"
+    storage: str = "float32"
     min_recall: float = 0.95
     recall_at: int = 100
 
@@ -94,6 +97,8 @@ class IndexRecipe:
             raise ConfigError(f"index.kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"index.device is {self.device!r}; expected auto, cpu or cuda")
+        if self.storage not in STORAGES:
+            raise ConfigError(f"index.storage is {self.storage!r}; expected one of {', '.join(STORAGES)}")
         for name, least in {"nlist": 0, "nprobe": 1, "m": 0, "rescore": 0, "ef_construction": 1, "ef_search": 1,
                             "recall_at": 1, "seed": 0}.items():  # fmt: skip
             value = getattr(self, name)
@@ -229,7 +234,7 @@ def with_search_settings(index: Any, recipe: IndexRecipe) -> faiss.Index:
 
 def _training(vectors: NDArray[np.float32], recipe: IndexRecipe) -> NDArray[np.float32]:
     """What cells and codes are learned from: as many vectors as FAISS would take, drawn in order."""
-    most = max(_TRAINING_POINTS * max(recipe.nlist, _PQ_CENTROIDS), 1)
+    most = _TRAINING_POINTS * max(recipe.nlist, _PQ_CENTROIDS if recipe.lossy else 1)
     if len(vectors) <= most:
         return np.ascontiguousarray(vectors)
     rows = np.random.default_rng(recipe.seed).choice(len(vectors), most, replace=False)

@@ -36,7 +36,7 @@ class VectorSearch:
 
     Attributes:
         index: FAISS index by inner product over the rows of ``embeddings``.
-        embeddings: ``[N, D]`` float32, possibly memory-mapped.
+        embeddings: ``[N, D]`` float32, possibly memory-mapped, or ``StoredVectors``.
         recipe: what the index was built with, resolved.
     """
 
@@ -110,13 +110,16 @@ class VectorSearch:
 
     def exact(self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64] | None = None) -> Found:
         """The ``k`` best of all items, or of the given rows, by scoring each: ``[Q, min(k, len)]``."""
+        in_memory = isinstance(self.embeddings, np.ndarray)
+        if rows is None and not in_memory:
+            rows = np.arange(len(self.embeddings))
         if rows is None:
             k = min(k, len(self.embeddings))
             if k == 0:
                 return _nothing(len(queries), 0)
             scores, found = faiss.knn(queries, self.embeddings, k, metric=faiss.METRIC_INNER_PRODUCT)
             return found, scores
-        if len(queries) <= FEW_QUERIES and self.embeddings.flags.c_contiguous:
+        if in_memory and len(queries) <= FEW_QUERIES and self.embeddings.flags.c_contiguous:
             return _in_place(queries, self.embeddings, rows, min(k, len(rows)))
         best = _nothing(len(queries), 0)
         for start in range(0, len(rows), _BLOCK):
@@ -124,7 +127,7 @@ class VectorSearch:
             scores, found = faiss.knn(
                 queries, self.embeddings.take(block, axis=0), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT
             )
-            best = _best(np.hstack([best[0], block[found]]), np.hstack([best[1], scores]), k)
+            best = best_of(np.hstack([best[0], block[found]]), np.hstack([best[1], scores]), k)
         return best
 
     def _probe(self, queries: NDArray[np.float32], way: Plan, allowed: Rows) -> tuple[Found, NDArray[np.bool_]]:
@@ -144,7 +147,7 @@ class VectorSearch:
         )  # fmt: skip
         scores[rows < 0] = -np.inf
         if self.recipe.lossy:
-            return _best(rows, self.scores(queries, rows), way.fetch), away
+            return best_of(rows, self.scores(queries, rows), way.fetch), away
         return (rows, scores), away
 
     @cached_property
@@ -176,7 +179,7 @@ class VectorSearch:
             scores[rows < 0] = -np.inf  # FAISS fills up with the lowest float
             return rows, scores
         _, rows = self.index.search(queries, min(len(self.embeddings), k * recipe.rescore), params=params)
-        return _best(rows, self.scores(queries, rows), k)
+        return best_of(rows, self.scores(queries, rows), k)
 
     def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """``[Q, F]`` inner products with the stored embeddings of ``[Q, F]`` rows; ``-inf`` for row ``-1``."""
@@ -231,7 +234,7 @@ def _in_place(queries: NDArray[np.float32], vectors: NDArray[np.float32], rows: 
     return found, scores
 
 
-def _best(rows: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Found:
+def best_of(rows: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Found:
     """The ``k`` best columns of each row, best first; ties in the order given."""
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
