@@ -14,11 +14,12 @@ from pipeline.training import train
 
 
 @user_errors
-def run_folder(resume: str | None, runs: str, name: str, refit: str | None) -> str:
+def run_folder(resume: str | None, runs: str, name: str, refit: str | None, init_from: str | None = None) -> str:
     """The folder of a new run, or the one to go on with; Hydra makes it."""
     if resume:
         return str(Run.open(resume).folder)
-    parent = Run.open(refit).folder.parent if refit else Path(runs) / name
+    earlier = refit or init_from
+    parent = Run.open(earlier).folder.parent if earlier else Path(runs) / name
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + ("-refit" if refit else "")
     free = chain([now], (f"{now}-{n}" for n in count(2)))  # two runs may begin in one second
     return str(parent / next(x for x in free if not (parent / x).exists()))

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from data.prepared import PreparedDataset
 from data.writer import sha256, write_json
 from towers.errors import ConfigError
+from towers.features import Featurizer, Schema
 
 _LIBRARIES = ("torch", "pytorch-lightning", "hydra-core", "numpy", "pyarrow", "duckdb", "faiss-cpu", "faiss-gpu",
               "onnx", "onnxruntime")  # fmt: skip
@@ -85,14 +87,44 @@ class Run:
         """``provenance.json``."""
         return dict(json.loads((self.folder / "provenance.json").read_text()))
 
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """What a run that goes on from this one says of it."""
+        told = self.provenance
+        kept = ("git_sha", "dataset_files_sha256", "seed", "init_from")
+        return {"run": str(self.folder), "weights_sha256": sha256(self.weights), **{k: told.get(k) for k in kept}}
+
+    @property
+    def schema(self) -> Schema:
+        """What the data declared.
+
+        Raises:
+            ConfigError: the run kept nothing of the kind.
+        """
+        path = self.folder / "schema.json"
+        if not path.is_file():
+            raise ConfigError(
+                f"{self.folder} has no schema.json: it did not begin as a run of this version; train it again"
+            )
+        return Schema.from_json(json.loads(path.read_text()))
+
+    def featurizer(self, side: str) -> Featurizer:
+        """The features of a side as they were fitted on the data of this run, whatever has become of these."""
+        features = self.schema.side(side)
+        return Featurizer.load(self.folder / "vocab", side, features) if features else Featurizer([])
+
     def begin(self, config: DictConfig, dataset: PreparedDataset) -> None:
-        """Write the resolved config and the provenance."""
+        """Write the resolved config, the provenance, and what the weights mean: schema and vocabularies."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / "config.yaml").exists():  # a resumed run keeps the record of its beginning
             return
         temporary = self.folder / ".config.yaml.tmp"
         OmegaConf.save(config, temporary, resolve=True)
-        write_json(self.folder / "provenance.json", provenance(dataset, config.seed))
+        parent = config.get("init_from")
+        origin = {"init_from": None if parent is None else Run.open(parent).lineage}
+        write_json(self.folder / "provenance.json", {**provenance(dataset, config.seed), **origin})
+        write_json(self.folder / "schema.json", dataset.schema.to_json())
+        shutil.copytree(dataset.folder / "vocab", self.folder / "vocab", dirs_exist_ok=True)
         temporary.replace(self.folder / "config.yaml")
 
     def finish(self, metrics: dict[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""The settings of an earlier run, taken up again: ``resume`` goes on with them, ``refit`` trains once more."""
+"""The settings of an earlier run, taken up again.
+
+``resume`` goes on with them, ``refit`` trains once more, ``init_from`` goes on with newer data.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from towers.errors import ConfigError
 # What a command line may say beside resume=RUN or refit=RUN; everything else is as it was.
 RESUME = ("threads", "workers", "memory", "evaluate")
 REFIT = (*RESUME, "seed", "shared", "var", "logger")
+_TAKEN_UP = ("resume", "refit", "init_from")
 
 
 def effective(config: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
@@ -24,17 +28,22 @@ def effective(config: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
         overrides: what the command line says, as it says it.
 
     Returns:
-        ``config`` itself, or with ``resume`` and ``refit`` the earlier run's settings.
+        ``config`` itself; with ``resume`` and ``refit`` the earlier run's settings; with ``init_from`` those, but for
+        what the command line says.
 
     Raises:
-        ConfigError: the command line asks for another value than the earlier run's.
+        ConfigError: ``resume`` or ``refit``, and the command line asks for another value than the earlier run's.
     """
-    if config.resume and config.refit:
+    asked = [name for name in _TAKEN_UP if config.get(name)]
+    if len(asked) > 1:
         raise ConfigError(
-            "set resume=RUN (go on with a stopped run) or refit=RUN (train a finished one again), not both"
+            "set resume=RUN (go on with a stopped run), refit=RUN (train a finished one again) or init_from=RUN (go on "
+            f"from a finished one with newer data), not {' and '.join(asked)}: not both"
         )
     if config.refit:
         return _refitted(config, overrides)
+    if config.get("init_from"):
+        return _continued(config, overrides)
     return _resumed(config, overrides) if config.resume else config
 
 
@@ -66,20 +75,37 @@ def _refitted(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     return out
 
 
+def _continued(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The settings of a finished run and, over them, what the command line names."""
+    run = Run.open(config.init_from)
+    if not run.metrics:
+        raise ConfigError(f"{run.folder} has not finished; init_from=RUN needs a finished run")
+    named = _names(overrides)
+    out = config.copy() if "experiment" in named else run.config
+    with open_dict(out):
+        if "experiment" not in named:
+            if out.refit:  # it trained for as many epochs as its parent chose
+                out.trainer.max_epochs, out.schedule_epochs, out.evaluate = out.schedule_epochs, None, None
+            for name in named:
+                OmegaConf.update(out, name, OmegaConf.select(config, name), merge=False, force_add=True)
+        out.init_from, out.refit, out.resume = str(run.folder), None, None
+    return out
+
+
 def _taken_over(run: Run, why: str, config: DictConfig, overrides: Sequence[str], free: Sequence[str]) -> DictConfig:
     """A run's settings with the ``free`` ones that the command line names."""
     out = run.config
     here, there = (_leaves(OmegaConf.to_container(c, resolve=True)) for c in (config, out))
     changed: list[str] = []
     for name in _names(overrides):
-        if name in ("resume", "refit"):
+        if name in _TAKEN_UP:
             continue
         if name in free:
             with open_dict(out):
                 out[name] = config.get(name)
             continue
         below = [k for k in (here | there) if name == "experiment" or k == name or k.startswith(f"{name}.")]
-        kept = [k for k in below if k.partition(".")[0] not in (*free, "resume", "refit")]
+        kept = [k for k in below if k.partition(".")[0] not in (*free, *_TAKEN_UP)]
         changed += [f"{k} is {there.get(k)} there and {here.get(k)} here" for k in kept if here.get(k) != there.get(k)]
     if changed:
         told = list(dict.fromkeys(changed))

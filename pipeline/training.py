@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from data.module import RetrievalData
 from data.prepared import PreparedDataset
-from pipeline import build, fitting, memory
+from pipeline import build, continuing, fitting, memory
 from pipeline.console import say
 from pipeline.datasets import dataset_of, dataset_spec, ensure_prepared
 from pipeline.evaluating import evaluate_run
@@ -48,6 +48,8 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
         The best value of the validation metric; None for a refit, which has no validation.
     """
     config = effective(config, overrides)
+    if config.init_from and not config.resume:
+        continuing.check(config)
     run = Run(folder)
     dataset = dataset_of(run) if config.resume else ensure_prepared(config)
     tasks = evaluation_tasks(config, dataset)
@@ -137,8 +139,10 @@ def _start(
     best: ModelCheckpoint | None,
     stop: EarlyStopping | None,
 ) -> None:
-    """Initialise the weights, and let what there is before training compete with what training makes of it."""
-    initialised = build.initialise(config, module, data.dataset)
+    """Take up or compute weights, and let what there is before training compete with what training makes of it."""
+    if config.init_from:
+        continuing.continue_run(config, module, data.dataset)
+    initialised = bool(config.init_from) or build.initialise(config, module, data.dataset)
     if best is None or (not initialised and trainer.max_epochs != 0):
         return
     monitor = build.monitor(config)

@@ -17,8 +17,8 @@ vector, sentence   ``[n, dim+1]`` f32  the vector, then 1 if missing
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class FeatureInfo:
         cardinality: embedding rows; 0 for dense features.
         counts: ``[cardinality]`` training counts by id, or None (dense, bucketised).
         vocabulary: the feature whose vocabulary it shares, ``items.NAME``, or None.
+        keys: makes ``[cardinality, 2]`` keys by id (``Vocabulary.keys``), for tables that hash values; None: ids are
+            what is hashed.
     """
 
     name: str
@@ -56,6 +58,7 @@ class FeatureInfo:
     cardinality: int
     counts: NDArray[np.int64] | None = None
     vocabulary: str | None = None
+    keys: Callable[[], NDArray[np.int32]] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass
@@ -76,8 +79,8 @@ class _Fitted:
                 return FeatureInfo(f.name, f.kind, 0, FIRST + len(self.numbers["edges"]) + 1)
             return FeatureInfo(f.name, f.kind, 2, 0)
         assert self.vocabulary is not None  # every other kind has one, by construction
-        width = f.max_length if f.kind in (Kind.CATEGORICAL_LIST, Kind.TEXT) else 0
-        return FeatureInfo(f.name, f.kind, width, len(self.vocabulary), self.vocabulary.all_counts(), f.vocabulary)
+        known, width = self.vocabulary, f.max_length if f.kind in (Kind.CATEGORICAL_LIST, Kind.TEXT) else 0
+        return FeatureInfo(f.name, f.kind, width, len(known), known.all_counts(), f.vocabulary, lambda: known.keys)
 
 
 class Featurizer:
@@ -134,6 +137,14 @@ class Featurizer:
     def columns(self) -> tuple[str, ...]:
         """Raw columns that ``encode`` reads."""
         return tuple(dict.fromkeys(c for f in self._fitted.values() for c in f.feature.columns))
+
+    def vocabulary(self, name: str) -> Vocabulary | None:
+        """A feature's vocabulary; None where its kind has none."""
+        return self._fitted[name].vocabulary
+
+    def numbers(self, name: str) -> Mapping[str, Any]:
+        """What else was learnt of a feature: mean and scale, or bucket ``edges``, or the hash of an encoder."""
+        return self._fitted[name].numbers or {}
 
     def encode(self, table: pa.Table | Mapping[str, Any], where: str = "") -> Encoded:
         """Encoded arrays by feature name.

@@ -169,6 +169,10 @@ class Schema:
             }
         )
 
+    def side(self, side: str) -> tuple[Feature, ...]:
+        """The features of the ``user``, the ``item`` or the ``context`` side."""
+        return {"user": self.users, "item": self.items, "context": self.context}[side]
+
     @property
     def hash(self) -> str:
         """SHA-256 of all that differs from the defaults, so that a setting yet to be invented changes no old hash."""

@@ -8,6 +8,8 @@ null, or the list is empty) and ``OOV`` (a value that the training data did not 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from towers.errors import DataError
 from towers.features import columns as c
 
 PAD, MISSING, OOV, FIRST = 0, 1, 2, 3
+KEYS = 2**31 - 1  # keys of values lie below
 
 
 class Vocabulary:
@@ -101,6 +104,23 @@ class Vocabulary:
             ids[pc.is_null(column).to_numpy(zero_copy_only=False)] = MISSING
         return ids
 
+    @cached_property
+    def keys(self) -> NDArray[np.int32]:
+        """``[len(self), 2]`` two numbers below ``KEYS`` for each id, which its value alone decides.
+
+        Ids are ranks by count and change from one preparation to the next; what is hashed by keys does not. The
+        special ids have 0.
+        """
+        values, out = self.values, np.zeros((len(self), 2), np.int32)
+        if pa.types.is_integer(values.type) or pa.types.is_boolean(values.type):
+            mixed = _mixed(values.cast(pa.int64()).to_numpy(zero_copy_only=False).astype(np.uint64))
+        else:
+            digests = (blake2b(str(v).encode(), digest_size=8).digest() for v in values.to_pylist())
+            mixed = np.frombuffer(b"".join(digests), "<u8")
+        out[FIRST:, 0] = (mixed & np.uint64(0xFFFFFFFF)) % np.uint64(KEYS)
+        out[FIRST:, 1] = (mixed >> np.uint64(32)) % np.uint64(KEYS)
+        return out
+
     def all_counts(self) -> NDArray[np.int64]:
         """``[len(self)]`` counts by id; 0 for the three special rows."""
         return np.concatenate([np.zeros(FIRST, np.int64), self.counts])
@@ -115,6 +135,14 @@ class Vocabulary:
         """Read what ``save`` wrote."""
         table = pq.read_table(path)
         return cls(table[c.VALUE].combine_chunks(), table[c.COUNT].to_numpy().astype(np.int64))
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Integers, each bit of which depends on all of theirs (the finaliser of SplitMix64, Steele et al., 2014)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return x ^ (x >> np.uint64(31))
 
 
 def _as_one_type(column: pa.Array, values: pa.Array, where: str) -> tuple[pa.Array, pa.Array]:

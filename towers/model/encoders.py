@@ -68,9 +68,11 @@ class Encoder(nn.Module):
 
     Attributes:
         dim: width of the vectors.
+        by_value: names of the parameters that have a row for each value of the vocabulary.
     """
 
     dim: int
+    by_value: tuple[str, ...] = ()
 
 
 def embedding(rows: int, dim: int, sparse: bool, padding_idx: int | None = None) -> nn.Embedding:
@@ -87,12 +89,12 @@ def embedding(rows: int, dim: int, sparse: bool, padding_idx: int | None = None)
 
 
 def hashed(
-    values: int, dim: int, settings: EncoderSettings, padding_idx: int | None = None
+    info: FeatureInfo, dim: int, settings: EncoderSettings, padding_idx: int | None = None
 ) -> HashedTable | QuotientRemainderTable:
     """A table of ``settings.table_rows`` rows for more values.
 
     Args:
-        values: ``V``.
+        info: the feature, of ``V`` values.
         dim: ``d``.
         settings: which table, of how many rows, and from where on with sparse gradients.
         padding_idx: an id whose row stays at zero.
@@ -100,12 +102,15 @@ def hashed(
     rows = settings.table_rows
     sparse = settings.sparse_above is not None and rows > settings.sparse_above
     if settings.table == "hashed":
-        return HashedTable(rows, dim, sparse, padding_idx)
-    return QuotientRemainderTable(values, rows, dim, sparse, padding_idx)
+        keys = None if info.keys is None else torch.from_numpy(info.keys())
+        return HashedTable(rows, dim, sparse, padding_idx, keys)
+    return QuotientRemainderTable(info.cardinality, rows, dim, sparse, padding_idx)
 
 
 class Lookup(Encoder):
     """One embedding for each value: ids, categories, buckets of a number."""
+
+    by_value = ("table.weight",)
 
     def __init__(self, info: FeatureInfo, dim: int, sparse: bool) -> None:
         super().__init__()
@@ -124,7 +129,7 @@ class HashedLookup(Encoder):
     def __init__(self, info: FeatureInfo, dim: int, settings: EncoderSettings) -> None:
         super().__init__()
         self.dim = dim
-        self.table = hashed(info.cardinality, dim, settings)
+        self.table = hashed(info, dim, settings)
 
     def forward(self, ids: Tensor) -> Tensor:
         """``[n]`` ids → ``[n, d]``."""
@@ -135,6 +140,7 @@ class HashedLookup(Encoder):
 class Weighted(Encoder):
     """The weights of a bag, apart from its table: see ``Bag``."""
 
+    by_value: tuple[str, ...] = ("log_weight.weight",)
     log_weight: nn.Embedding
     length_power: nn.Parameter
 
@@ -165,6 +171,8 @@ class Bag(Weighted):
     Mitra, 1996). ``PAD`` has weight 0, hence adding padding changes nothing and trains nothing.
     """
 
+    by_value = ("table.weight", "log_weight.weight")
+
     def __init__(self, info: FeatureInfo, dim: int, sparse: bool) -> None:
         super().__init__()
         self.dim = dim
@@ -188,7 +196,7 @@ class HashedBag(Weighted):
     def __init__(self, info: FeatureInfo, dim: int, settings: EncoderSettings) -> None:
         super().__init__()
         self.dim = dim
-        self.table = hashed(info.cardinality, dim, settings, padding_idx=PAD)
+        self.table = hashed(info, dim, settings, padding_idx=PAD)
         self.weigh(info, settings.sparse_above is not None and info.cardinality > settings.sparse_above)
 
     def forward(self, ids: Tensor) -> Tensor:

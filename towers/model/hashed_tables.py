@@ -25,7 +25,8 @@ _MULTIPLIERS, _OFFSETS = (1_540_483_477, 1_103_515_245), (668_265_263, 374_761_3
 class HashedTable(nn.Module):
     """Each value is the sum of two rows, chosen by two independent hash functions.
 
-    ``h(v) = ((a v + b) mod p) mod R`` (Carter and Wegman, 1979). With one function two of a thousand values in a
+    ``h(v) = ((a v + b) mod p) mod R`` (Carter and Wegman, 1979), of two keys that the value itself decides: its id is
+    its rank in a vocabulary and another one tomorrow. With one function two of a thousand values in a
     thousand rows would often be the same; with two they share one row, and the other tells them apart ("Hash Embeddings
     for Efficient Word Representations", Svenstrup, Hansen and Winther, 2017, with the importance of both fixed at 1;
     "Getting Deep Recommenders Fit: Bloom Embeddings", Serrà and Karatzoglou, 2017).
@@ -38,11 +39,16 @@ class HashedTable(nn.Module):
         dim: ``d``.
         sparse: whether its gradient is.
         padding_idx: an id whose row stays at zero.
+        keys: ``[V, 2]`` int32 below ``PRIME``, what is hashed in place of each id; None: the id.
     """
 
-    def __init__(self, rows: int, dim: int, sparse: bool, padding_idx: int | None = None) -> None:
+    def __init__(
+        self, rows: int, dim: int, sparse: bool, padding_idx: int | None = None, keys: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.rows = rows
+        self.register_buffer("keys", keys, persistent=False)  # of the data, like encoded features
+        self.keys: Tensor | None
         self.table = nn.Embedding(FIRST + rows, dim, padding_idx=padding_idx, sparse=sparse)
         with torch.no_grad():
             self.table.weight.normal_(std=(2 * dim) ** -0.5)  # the sum of two has an expected length of 1
@@ -51,7 +57,9 @@ class HashedTable(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """``[…]`` ids → ``[…, d]``."""
         v = ids.long()
-        places = [FIRST + (v * a + b) % PRIME % self.rows for a, b in zip(_MULTIPLIERS, _OFFSETS, strict=True)]
+        keys = (v, v) if self.keys is None else self.keys[v].long().unbind(-1)
+        hashes = zip(keys, _MULTIPLIERS, _OFFSETS, strict=True)
+        places = [FIRST + (k * a + b) % PRIME % self.rows for k, a, b in hashes]
         special = v < FIRST
         first, second = (self.table(torch.where(special, v, at)) for at in places)
         out: Tensor = torch.where(special.unsqueeze(-1), first, first + second)

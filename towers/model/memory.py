@@ -145,7 +145,8 @@ def report(
     own = {id(p) for p in sparse_parameters(model)}
     widths = {i.name: max(i.width, 1) for i in (*model.user_infos, *model.context_infos, *model.item_infos)}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    parts, rest = [], Part("other weights", (), 0, 0, 0)
+    kept = sum(b.numel() * b.element_size() for b in model.buffers())  # keys of hashed values, above all
+    parts, rest = [], Part("other weights", (), kept, 0, 0)
     for name, p in model.named_parameters():
         weights = p.numel() * p.element_size()
         gradients, state = (weights, 2 * weights) if p.requires_grad else (0, 0)

@@ -6,7 +6,7 @@ length, ``D`` dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from towers.errors import ConfigError
 from towers.evaluation.evaluate import evaluate
 from towers.evaluation.task import Task
 from towers.features import Batch
-from towers.model import logits, optimisers
+from towers.model import logits, optimisers, warm_start
 from towers.model.aggregation import Aggregation
 from towers.model.contrast import Contrast, Own, VectorLoss
 from towers.model.embedder import Embedder, history_of
@@ -32,6 +32,9 @@ from towers.model.negatives import MakeSampler, Negatives
 from towers.model.optimisers import OptimiserSettings
 from towers.model.tables import FeatureTable
 from towers.model.two_tower import RetrievalModel
+
+# From (name, optimiser) of the parameters to the state with which their optimiser begins: see ``warm_start``.
+Start = Callable[[Sequence[tuple[str, str]]], dict[int, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Retrieval(pl.LightningModule):
 
     Validation batches are ``Task``s: the datamodule's ``val_dataloader`` is an iterable of them (not a plain list,
     which Lightning takes for several loaders). Each is ranked in full and logged under its name: ``valid/recall@20``.
+
+    ``start``, if something sets it before training, gives the optimiser the state with which it begins.
 
     Randomness. Everything random in a step is a function of (seed, number of batches before it, rank): torch is
     reseeded at the start of each, hence a resumed run repeats an uninterrupted one bit for bit.
@@ -121,6 +126,8 @@ class Retrieval(pl.LightningModule):
             raise ConfigError(f"grad_cache is {grad_cache}, and rows are to be embedded in parts: {cure}")
         self.grad_cache = grad_cache
         self.batches_seen = 0
+        self.start: Start | None = None
+        self.optimised: list[tuple[str, str]] = []
         self.tables = optimisers.sparse_parameters(model)
         own = {id(p) for p in self.tables}
         if any(p.requires_grad and id(p) not in own for p in model.parameters()):  # DDP wants something to do
@@ -259,8 +266,9 @@ class Retrieval(pl.LightningModule):
         return int(seed[0] >> np.uint64(1))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the number of batches seen."""
+        """Keep the number of batches seen, and what the optimiser's state belongs to."""
         checkpoint["batches_seen"] = self.batches_seen
+        checkpoint["optimised"] = self.optimised
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting where the checkpoint stopped."""
@@ -291,6 +299,10 @@ class Retrieval(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW, and the table optimiser where there are sparse gradients; a schedule if one is set."""
         optimiser = optimisers.build(self.model, self.optimiser)
+        self.optimised = warm_start.kinds(self.model, optimiser)
+        if self.start is not None:
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": self.start(self.optimised)})
+            self.start = None  # nothing is to be held twice
         if self.optimiser.schedule == "constant" and not self.optimiser.warmup:
             return optimiser
         if self.total_steps is None:

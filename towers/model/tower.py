@@ -94,6 +94,11 @@ class Inputs(nn.Module):
         out: Tensor = self.linear(torch.cat(vectors, dim=-1))
         return out
 
+    @staticmethod
+    def key(name: str) -> str:
+        """Where the encoder of a feature stands in a state dict, below these inputs."""
+        return f"encoders.{_key(name)}"
+
     def encoder(self, name: str) -> Encoder:
         """The encoder of a feature."""
         out = self.encoders[_key(name)]
