@@ -94,7 +94,7 @@ def bundle_id(root: Path) -> str:
 
 
 def parse_json(text: bytes, name: str) -> dict[str, Any]:
-    """A JSON object, strictly: no duplicate keys, no NaN, no 1e999, nothing but an object at the top."""
+    """A JSON object, strictly: UTF-8, no duplicate keys, no NaN, no 1e999, nothing but an object at the top."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)
@@ -108,7 +108,7 @@ def parse_json(text: bytes, name: str) -> dict[str, Any]:
         return number
 
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
+        value = json.loads(text.decode(), object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
     except (ValueError, RecursionError) as e:
         raise BundleError(f"{name}: not the JSON it should be: {e}") from e
     if not isinstance(value, dict):

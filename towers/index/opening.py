@@ -90,7 +90,7 @@ def open_bundle(
     with layout.reading(MANIFEST):
         similarity, recipe = Similarity(**manifest["similarity"]), IndexRecipe(**manifest["index"])
     n, dim = manifest["counts"]["items"], manifest["dim"]
-    items = IdMap(_ids(root, layout.ITEM_IDS, c.ITEM, schema.item_id, n), "item")
+    items = _ids(root, layout.ITEM_IDS, c.ITEM, schema.item_id, n, "item")
     attributes = layout.load_table(root, layout.ATTRIBUTES, n)
     with layout.reading(layout.ATTRIBUTES):
         for column in {c.POSTED, c.EXPIRES} & set(attributes.column_names):
@@ -108,7 +108,11 @@ def open_bundle(
             similarity.check(embeddings, "item embeddings")
         if inputs is not None:
             layout.check_range(inputs, layout.HISTORY_INPUTS)
-    known = _known(root, manifest, schema) if manifest["counts"]["users"] else None
+        _featurizer(root, "items", schema.items, encoders)  # nothing here needs it; a job that is added will
+    user_ids, known = None, None
+    if manifest["counts"]["users"]:
+        user_ids = _ids(root, layout.USER_IDS, c.USER, schema.user_id, manifest["counts"]["users"], "user")
+        known = _known(root, manifest, schema, user_ids.ids)
     with layout.reading(layout.USER_TOWER):
         tower = Tower(root / layout.USER_TOWER, threads)
     return OpenBundle(
@@ -121,7 +125,7 @@ def open_bundle(
         attributes=attributes,
         search=VectorSearch(read_index(root, embeddings, recipe, deep=verify), embeddings, recipe),
         history_inputs=inputs,
-        user_ids=None if known is None else IdMap(known.ids, "user"),
+        user_ids=user_ids,
         known=known,
         user_tower=tower,
         golden=_json(root, layout.GOLDEN),
@@ -177,15 +181,15 @@ def _check_vocabulary(table: pa.Table, name: str) -> None:
             raise ValueError("counts that are no whole numbers, or a value that occurs twice")
 
 
-def _ids(root: Path, name: str, column: str, kind: str, n: int) -> pa.Array:
+def _ids(root: Path, name: str, column: str, kind: str, n: int, what: str) -> IdMap:
     table = layout.load_table(root, name, n)
     with layout.reading(name):
         if table.column_names != [column] or str(table[column].type) != kind:
             raise ValueError(f"columns {table.schema}; expected {column}: {kind}")
-        return table[column].combine_chunks()
+        return IdMap(table[column].combine_chunks(), what)
 
 
-def _known(root: Path, manifest: dict[str, Any], schema: Schema) -> KnownUsers:
+def _known(root: Path, manifest: dict[str, Any], schema: Schema, ids: pa.Array) -> KnownUsers:
     users, n = manifest["counts"]["users"], manifest["counts"]["items"]
 
     def lists(names: tuple[str, str]) -> Ragged:
@@ -218,7 +222,7 @@ def _known(root: Path, manifest: dict[str, Any], schema: Schema) -> KnownUsers:
         embeddings = layout.load_array(root, layout.USER_EMBEDDINGS, np.float32, (users, dim))
         layout.check_range(embeddings, layout.USER_EMBEDDINGS)
     return KnownUsers(
-        ids=_ids(root, layout.USER_IDS, c.USER, schema.user_id, users),
+        ids=ids,
         features=features,
         histories=histories,
         actions=actions,
