@@ -31,7 +31,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks.damage import ACCIDENTS, DESIGNS, Damage, fuzz
+from benchmarks.damage import ACCIDENTS, Damage
+from benchmarks.hostility import DESIGNS, fuzz
 from benchmarks.line import report
 from tests.index.small_market import END, Market
 from towers.errors import BundleError, TowersError
@@ -41,6 +42,7 @@ from towers.index.retriever import Retriever
 
 ITEMS = 300  # the fewest that every kind of index learns from
 PATIENCE = 120.0  # seconds until a bundle counts as one that hangs
+BIG = 1000  # megabytes at which a bundle is mentioned
 ADDRESSES = 8 << 30  # bytes a worker may ask for, so that a claim of terabytes does not take the machine along
 
 
@@ -65,7 +67,7 @@ def spoil(folder: Path, seed: int, number: int, *, fuzzed: bool = False) -> tupl
 
 
 def outcome(root: Path, pattern: str) -> tuple[str, str]:
-    """``refused``; ``unnamed``: by an error that names no file; ``accepted``; ``raised``: another error; and the error."""
+    """``refused``, ``unnamed`` (refused, and the file is not named), ``accepted``, or ``raised``; and the error."""
     try:
         retriever = Retriever.open(root, threads=1)
     except BundleError as e:
@@ -173,6 +175,8 @@ def table(title: str, results: Iterator[dict[str, Any]]) -> Counter[str]:
     for r in results:
         counts.setdefault(r["damage"], Counter())[r["outcome"]] += 1
         total[r["outcome"]] += 1
+        if r.get("mb", 0.0) > max(peak, BIG):
+            print(f"{title} {r['number']} {r['damage']}: {r['mb']:,.0f} MB {r['error']}", flush=True)
         peak = max(peak, r.get("mb", 0.0))
         if r["outcome"] != "refused" and (
             title != "fuzzed" or r["outcome"] in ("crashed", "hung", "raised") or r["error"]

@@ -8,11 +8,13 @@ may hold rows that no item has, the same row twice, or other vectors, and be fou
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from towers.index import layout
 from towers.index.faiss_setup import faiss
@@ -20,15 +22,16 @@ from towers.index.recipes import FAISS_TYPES, IndexRecipe
 
 _MOST = 1 << 20  # candidates of one query: more is no setting, and FAISS makes room for them
 
+_LIMIT = threading.Lock()
 _BLOCK = 1 << 16  # vectors compared at a time
 
 
-def read_index(root: Path, embeddings: NDArray[np.float32], recipe: IndexRecipe, *, deep: bool = True) -> faiss.Index:
+def read_index(root: Path, embeddings: Any, recipe: IndexRecipe, *, deep: bool = True) -> faiss.Index:
     """The index of a bundle.
 
     Args:
         root: the bundle.
-        embeddings: ``[N, D]``, what it must have been built from.
+        embeddings: ``[N, D]`` float32, or what reads like it: what it must have been built from.
         recipe: what it must have been built with.
         deep: compare its rows too, and its vectors where it keeps them whole: reads all of it.
 
@@ -37,7 +40,8 @@ def read_index(root: Path, embeddings: NDArray[np.float32], recipe: IndexRecipe,
     """
     n, dim = embeddings.shape
     with layout.reading(layout.INDEX):
-        index: Any = faiss.read_index(str(root / layout.INDEX))
+        with _bounded((root / layout.INDEX).stat().st_size):
+            index: Any = faiss.read_index(str(root / layout.INDEX))
         if (index.ntotal, index.d, index.metric_type) != (n, dim, faiss.METRIC_INNER_PRODUCT):
             raise ValueError(
                 f"{index.ntotal} vectors of {index.d} dimensions, metric {index.metric_type}; expected {n} of {dim}, "
@@ -51,14 +55,33 @@ def read_index(root: Path, embeddings: NDArray[np.float32], recipe: IndexRecipe,
         if recipe.is_ivf:
             _check_cells(index, recipe, n, dim)
         if deep:
+            whole = recipe.storage == "float32"  # of the embeddings
             if recipe.is_ivf:
-                _check_lists(index, embeddings, whole=recipe.kind == "ivf_flat")
+                _check_lists(index, embeddings, whole=whole and recipe.kind == "ivf_flat")
             elif recipe.kind.startswith("hnsw"):
                 _check_graph(index.hnsw, n)
-            if recipe.kind in ("flat", "hnsw"):
+            if whole and recipe.kind in ("flat", "hnsw"):
                 _check_vectors(faiss.downcast_index(getattr(index, "storage", index)), embeddings)
         out: faiss.Index = index
         return out
+
+
+@contextmanager
+def _bounded(size: int) -> Iterator[None]:
+    """FAISS makes room for as many bytes as a file claims to hold; here for no more than can be in it.
+
+    The limit is one of the process, hence the lock, and older versions have none.
+    """
+    if not hasattr(faiss, "set_deserialization_vector_byte_limit"):
+        yield
+        return
+    with _LIMIT:
+        before = faiss.get_deserialization_vector_byte_limit()
+        faiss.set_deserialization_vector_byte_limit(2 * size + (1 << 20))
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_vector_byte_limit(before)
 
 
 def _check_cells(index: Any, recipe: IndexRecipe, n: int, dim: int) -> None:
@@ -72,7 +95,7 @@ def _check_cells(index: Any, recipe: IndexRecipe, n: int, dim: int) -> None:
         raise ValueError(f"its cells do not hold the {n} items")
 
 
-def _check_lists(index: Any, embeddings: NDArray[np.float32], *, whole: bool) -> None:
+def _check_lists(index: Any, embeddings: Any, *, whole: bool) -> None:
     """Each item is in one cell, once; ``whole``: with its embedding."""
     lists, (n, dim) = index.invlists, embeddings.shape
     seen = np.zeros(n, np.bool_)
@@ -98,7 +121,7 @@ def _check_graph(graph: Any, n: int) -> None:
         raise ValueError(f"its graph has edges to rows outside 0…{n - 1}")
 
 
-def _check_vectors(flat: Any, embeddings: NDArray[np.float32]) -> None:
+def _check_vectors(flat: Any, embeddings: Any) -> None:
     """It holds the embeddings, in their order."""
     n, dim = embeddings.shape
     if (flat.ntotal, flat.d) != (n, dim):

@@ -25,6 +25,7 @@ from towers.index.similarity import Similarity
 from towers.index.storage import CODES, StoredVectors
 from towers.index.towers_runtime import Tower
 
+_BLOCK = 1 << 16  # vectors checked at a time
 _WIDEST = 1 << 20  # columns of an encoded feature, events of a history: every request makes room for them
 
 
@@ -105,7 +106,8 @@ def open_bundle(
     inputs = layout.load_array(root, layout.HISTORY_INPUTS, np.float32, (n, width)) if width else None
     if verify:
         with layout.reading(layout.EMBEDDINGS):
-            similarity.check(embeddings, "item embeddings")
+            for start in range(0, n, _BLOCK):
+                similarity.check(embeddings[start : start + _BLOCK], f"item embeddings from row {start}")
         if inputs is not None:
             layout.check_range(inputs, layout.HISTORY_INPUTS)
         _featurizer(root, "items", schema.items, encoders)  # nothing here needs it; a job that is added will

@@ -29,7 +29,7 @@ def warm(retriever: Retriever, queries: int = 32) -> int:
         TowersError: a query that the bundle ought to answer fails.
     """
     bundle = retriever.bundle
-    touch(bundle.search.embeddings)
+    touch(getattr(bundle.search.embeddings, "codes", bundle.search.embeddings))
     if bundle.history_inputs is not None:
         touch(bundle.history_inputs)
     k = min(100, len(retriever))
