@@ -53,14 +53,18 @@ def user_tower(fields: np.ndarray, mix: np.ndarray) -> bytes:
     return _model(nodes, inputs, ["embedding"], constants)
 
 
-def item_tower(titles: np.ndarray) -> bytes:
-    nodes = [helper.make_node("Gather", ["titles", "item.place"], ["embedding"])]
+def item_tower(titles: np.ndarray, past: np.ndarray) -> bytes:
+    """embedding = titles[item.place], history_input = past[item.place]."""
+    nodes = [helper.make_node("Gather", [table, "item.place"], [out])
+             for table, out in (("titles", "embedding"), ("past", "history_input"))]  # fmt: skip
     inputs = [helper.make_tensor_value_info("item.place", TensorProto.INT32, ["N"])]
-    return _model(nodes, inputs, ["embedding"], {"titles": titles.astype(np.float32)})
+    constants = {"titles": titles.astype(np.float32), "past": past.astype(np.float32)}
+    return _model(nodes, inputs, ["embedding", "history_input"], constants)
 
 
 def _model(nodes: list[Any], inputs: list[Any], outputs: list[str], constants: dict[str, np.ndarray]) -> bytes:
-    out = [helper.make_tensor_value_info(o, TensorProto.FLOAT, ["rows", DIM]) for o in outputs]
+    widths = {"embedding": DIM, "history_input": WIDTH}
+    out = [helper.make_tensor_value_info(o, TensorProto.FLOAT, ["rows", widths[o]]) for o in outputs]
     weights = [numpy_helper.from_array(v, k) for k, v in constants.items()]
     graph = helper.make_graph(nodes, "tower", inputs, out, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -81,6 +85,7 @@ class Market:
         self.inputs = rng.standard_normal((n, WIDTH)).astype(np.float32)
         self.fields = rng.standard_normal((6, DIM)).astype(np.float32)
         self.mix = rng.standard_normal((WIDTH, DIM)).astype(np.float32)
+        self.past = rng.standard_normal((6, WIDTH)).astype(np.float32)
         self.place = [["Berlin", "Paris", "Rome", None][i % 4] for i in range(n)]
         self.salary = [None if i % 11 == 0 else 1000.0 * i for i in range(n)]
         self.posted = [None if i % 3 else END - i * HOUR for i in range(n)]
@@ -126,6 +131,10 @@ class Market:
         past = sum((w * self.inputs[r] for w, r in zip(fade, rows, strict=True)), np.zeros(WIDTH))
         return (own + past @ self.mix).astype(np.float32)
 
+    def item_vector(self, place: str | None) -> np.ndarray:
+        """The item tower by hand."""
+        return self.fields[self.items.encode_one({"place": place})["place"][0]]
+
     def live(self, row: int, at: int) -> bool:
         posted, expires = self.posted[row], self.expires[row]
         return (posted is None or posted <= at) and (expires is None or at < expires)
@@ -149,7 +158,7 @@ class Market:
             index=build_index(self.embeddings, recipe, similarity),
             recipe=recipe,
             user_tower=user_tower(self.fields, self.mix),
-            item_tower=item_tower(self.fields),
+            item_tower=item_tower(self.fields, self.past),
             golden=golden,
             history_inputs=self.inputs,
             known_users=self.known,

@@ -64,7 +64,7 @@ def test_search_is_the_brute_force_over_what_may_be_shown(seed: int, k: int, met
     allowed, exclude = rng.random(5) < 0.7, Ragged(np.array([0, 1, 1]), np.array([1]))
     bm25, fusion, texts = Bm25(TITLES), Fusion(method, weight=0.7), ["nurse", "head cook"]
     rows, scores = search_fused(
-        vectors, texts, embeddings, bm25, fusion, k, allowed=rows_where(allowed), exclude=exclude
+        vectors, texts, [embeddings[:2], embeddings[2:]], bm25, fusion, k, allowed=rows_where(allowed), exclude=exclude
     )  # fmt: skip
     for q in range(2):
         eligible = [r for r in range(5) if allowed[r] and not (q == 0 and r == 1)]

@@ -218,7 +218,7 @@ def test_a_query_in_flight_is_finished_by_the_bundle_that_began_it(bundle: Path,
 def test_the_old_bundle_is_released_without_the_garbage_collector(handle: RetrieverHandle, other: Path) -> None:
     handle.recommend(11, 5, filter="salary > 3000 and place == 'Rome' and 'sql' in skills", at=END)
     bundle = handle.current.bundle
-    columns = handle.current._eligibility._index._columns
+    columns = handle.current._catalogue.parts[0].eligibility.indexed._columns
     assert {"salary", "place", "skills", "posted"} <= set(columns)
     parts = [weakref.ref(p) for p in (handle.current, bundle, bundle.search, bundle.items, bundle.user_tower,
              bundle.search.embeddings, bundle.search.index, *columns.values())]  # fmt: skip

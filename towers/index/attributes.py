@@ -142,6 +142,11 @@ class AttributeIndex:
         """Whether there is such an attribute."""
         return name in self._table.column_names
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Attributes that have been asked for, and are indexed."""
+        return tuple(self._columns)
+
     def column(self, name: str, *, lists: bool | None = False) -> Column:
         """One attribute.
 

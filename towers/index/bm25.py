@@ -58,10 +58,13 @@ class Bm25:
     Args:
         texts: ``[N]`` documents; None counts as empty.
         terms: what is matched.
+        like: a larger collection whose word frequencies and mean length hold here too, so that the scores of both can
+            be compared; None: those of the texts.
     """
 
-    def __init__(self, texts: Iterable[str | None], terms: Terms | None = None) -> None:
-        self.terms = terms or Terms()
+    def __init__(self, texts: Iterable[str | None], terms: Terms | None = None, *, like: Bm25 | None = None) -> None:
+        self.terms: Terms = terms or (Terms() if like is None else like.terms)
+        self._like = like
         number: dict[str, int] = {}
         document: list[int] = []
         term: list[int] = []
@@ -76,11 +79,14 @@ class Bm25:
         self._number, n = number, len(lengths)
         length = np.asarray(lengths, np.float64)
         self._mean = float(length.mean()) if n and length.any() else 1.0
+        self._mean = self._mean if like is None else like._mean
         column, tf = np.asarray(term, np.int64), np.asarray(count, np.float64)
         rows = np.asarray(document, np.int32)
         documents = np.bincount(column, minlength=len(number))
         self._idf = np.log1p((n - documents + 0.5) / (documents + 0.5))
         self._unseen = float(np.log1p((n + 0.5) / 0.5))
+        if like is not None:
+            self._idf = np.asarray([like._idf_of(t) for t in number], np.float64)
         weight = self._idf[column] * self._saturated(tf, length[rows])
         order = np.argsort(column, kind="stable")
         self._rows, self._weights = rows[order], weight[order].astype(np.float32)
@@ -90,6 +96,12 @@ class Bm25:
     def __len__(self) -> int:
         """``N``."""
         return self._n
+
+    def _idf_of(self, term: str) -> float:
+        if self._like is not None:
+            return self._like._idf_of(term)
+        t = self._number.get(term)
+        return self._unseen if t is None else float(self._idf[t])
 
     def _saturated(self, tf: Any, length: Any) -> Any:
         """What ``tf`` occurrences in ``length`` terms count, elementwise."""
@@ -114,7 +126,7 @@ class Bm25:
             whole = 0.0
             for term, times in counts.items():
                 t = self._number.get(term)
-                idf = self._unseen if t is None else self._idf[t]
+                idf = self._idf_of(term)
                 whole += float(times * idf * self._saturated(times, counts.total()))
                 if t is not None:
                     part = slice(self._offsets[t], self._offsets[t + 1])
@@ -122,3 +134,18 @@ class Bm25:
             if relative and whole:
                 row /= whole
         return out
+
+
+class Bm25Parts:
+    """BM25 over documents that lie in several indexes, of which all but the first were made ``like`` the first.
+
+    Args:
+        parts: ``N`` documents together.
+    """
+
+    def __init__(self, parts: Sequence[Bm25]) -> None:
+        self._parts = parts
+
+    def scores(self, queries: Sequence[str | None], *, relative: bool = False) -> Floats:
+        """``[Q, N]``, as ``Bm25.scores``."""
+        return np.hstack([p.scores(queries, relative=relative) for p in self._parts])

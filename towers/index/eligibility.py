@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from towers.errors import DataError
-from towers.features import IdMap, Ragged
+from towers.features import Ragged
 from towers.features import columns as c
 from towers.index.attributes import AttributeIndex
 from towers.index.bitmaps import Rows
@@ -22,6 +22,7 @@ from towers.index.filter_text import passing
 from towers.index.filters import Filter
 from towers.index.golden import User
 from towers.index.opening import OpenBundle
+from towers.index.requests import Ids
 
 
 class Eligible(NamedTuple):
@@ -51,18 +52,30 @@ class Eligibility:
         for name, _ in self._bounds:
             self._index.column(name)  # every request asks for them
 
-    def at(self, at: int, condition: Filter | str | None = None) -> Eligible:
+    @property
+    def everything(self) -> Rows:
+        """All rows."""
+        return self._index.everything
+
+    @property
+    def indexed(self) -> AttributeIndex:
+        """The attributes."""
+        return self._index
+
+    def at(self, at: int, condition: Filter | str | None = None, *, present: Rows | None = None) -> Eligible:
         """Items that pass a filter and are live: posted, and not expired. No request gets others.
 
         Args:
             at: microseconds UTC.
             condition: on the attributes; None: none.
+            present: the items that there are; None: all.
 
         Raises:
             ConfigError: a filter that does not fit the attributes.
         """
         everything = self._index.everything
-        live = everything
+        there = everything if present is None else present
+        live = there
         for name, not_live in self._bounds:  # an item without the time is live
             live = live - self._index.column(name).where(not_live, at)
         passes = passing(condition, self._index)
@@ -70,22 +83,35 @@ class Eligibility:
         return Eligible(
             None if len(rows) == len(everything) else rows,
             len(live),
-            len(everything) if passes is None else len(passes),
+            len(there) if passes is None else len(passes if present is None else passes & there),
         )
 
 
-def exclusions(bundle: OpenBundle, users: Sequence[User], given: Ragged | None) -> Ragged | None:
-    """``[Q]`` lists of item rows: those given and, of known users, what they have taken."""
+def exclusions(
+    bundle: OpenBundle,
+    users: Sequence[User],
+    given: Ragged | None,
+    current: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
+) -> Ragged | None:
+    """``[Q]`` lists of item rows: those given and, of known users, what they have taken.
+
+    Args:
+        bundle: which knows what they have taken.
+        users: of the requests.
+        given: ``[Q]`` lists of other rows.
+        current: where the bundle's rows lie now; None: where they lay.
+    """
     if bundle.known is None or not users or isinstance(users[0], Mapping):
         return given
     o, v = bundle.known.exclusions
     own = [np.asarray(v[o[r] : o[r + 1]]) for r in user_rows(bundle, users)]
+    own = own if current is None else [current(rows) for rows in own]
     if given is not None:
         own = [np.union1d(a, given.values[given.offsets[i] : given.offsets[i + 1]]) for i, a in enumerate(own)]
     return _ragged(own)
 
 
-def exclude_lists(items: IdMap, exclude: Sequence[Any] | None, queries: int, *, one: bool) -> Ragged | None:
+def exclude_lists(items: Ids, exclude: Sequence[Any] | None, queries: int, *, one: bool) -> Ragged | None:
     """``[Q]`` lists of item rows from ids to exclude; ids that the catalogue does not have cannot come anyway.
 
     Args:

@@ -17,7 +17,16 @@ from towers.errors import ConfigError, DataError
 from towers.features import columns as c
 from towers.index.golden import User
 from towers.index.opening import OpenBundle
-from towers.index.requests import check_fields, encode_raw, history_inputs, moment, pad_histories, raw_events
+from towers.index.requests import (
+    Gathered,
+    Ids,
+    check_fields,
+    encode_raw,
+    history_inputs,
+    moment,
+    pad_histories,
+    raw_events,
+)
 
 Users: TypeAlias = User | Sequence[User] | NDArray[Any] | pa.Array
 When: TypeAlias = dt.datetime | str | int
@@ -90,7 +99,13 @@ def user_rows(bundle: OpenBundle, users: Sequence[Any]) -> NDArray[np.int64]:
 
 
 def query_vectors(
-    bundle: OpenBundle, users: Sequence[User], at: int, context: Sequence[Context]
+    bundle: OpenBundle,
+    users: Sequence[User],
+    at: int,
+    context: Sequence[Context],
+    *,
+    items: Ids | None = None,
+    inputs_of: Gathered | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Run the user tower.
 
@@ -99,6 +114,8 @@ def query_vectors(
         users: ids of known users, or raw users.
         at: moment of the request, microseconds UTC.
         context: ``[Q]`` context fields.
+        items: what finds the items of a raw history; None: those of the bundle.
+        inputs_of: ``[N, H]`` what items contribute to a history; None: as the bundle has it.
 
     Returns:
         ``[Q, D]`` vectors, and ``[Q]`` how many items of a raw history are not known.
@@ -116,7 +133,7 @@ def query_vectors(
             raise DataError("ids and raw users in one request", where="request", cure="send them separately")
         check_fields(raws, (*b.users.columns, *b.context.columns))
         inputs = encode_raw(b.users, raws, "user") | encode_raw(b.context, raws, "context")
-        pairs = [raw_events(u, b.items, b.schema) for u in raws]
+        pairs = [raw_events(u, b.items if items is None else items, b.schema) for u in raws]
         events, unknown = [e for e, _ in pairs], np.asarray([n for _, n in pairs], np.int64)
     else:
         rows = user_rows(b, users)
@@ -124,8 +141,9 @@ def query_vectors(
         inputs = {f"user.{name}": np.asarray(a[rows]) for name, a in b.known.features.items()}
         inputs |= encode_raw(b.context, context, "context")
         events = [b.known.events(int(r)) for r in rows]
-    if b.history_inputs is not None:
-        inputs |= history_inputs(pad_histories(events, b.schema, at), b.history_inputs)
+    table = b.history_inputs if inputs_of is None else inputs_of
+    if table is not None:
+        inputs |= history_inputs(pad_histories(events, b.schema, at), table)
     vectors = np.asarray(b.user_tower.run(inputs)["embedding"], np.float32)
     if vectors.shape != (len(users), b.manifest["dim"]) or not np.isfinite(vectors).all():
         raise DataError(

@@ -16,6 +16,7 @@ and ``or`` follow de Morgan, and no third set is needed for what is unknown.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from towers.index.attributes import AttributeIndex, Column
 from towers.index.bitmaps import Rows
 
 
-class Filter:
+class Filter(ABC):
     """A condition on items. Combine with ``&``, ``|`` and ``~`` (not with ``and``, ``or``, ``not``)."""
 
     def __and__(self, other: Filter) -> Filter:
@@ -40,6 +41,7 @@ class Filter:
     def __bool__(self) -> bool:
         raise TypeError("a filter has no truth value; combine with & | ~ instead of and, or, not, a < x < b")
 
+    @abstractmethod
     def rows(self, index: AttributeIndex, *, known: bool = True) -> Rows:
         """The items of which the filter is known to be true, or known to be false.
 
@@ -50,7 +52,6 @@ class Filter:
         Raises:
             ConfigError: an unknown attribute (the attributes are listed), or a value of the wrong type.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from towers.errors import ConfigError, DataError
 from towers.features import Ragged
 from towers.index.bitmaps import Rows, mask_of
-from towers.index.bm25 import Bm25
+from towers.index.bm25 import Bm25, Bm25Parts
 
 Floats = NDArray[np.float32]
 _RANK = 60.0  # places that count almost alike; the paper's, and it hardly matters
@@ -69,7 +69,7 @@ class Fusion:
             )
         return value
 
-    def scores(self, tower: Floats, bm25: Bm25, texts: Sequence[str | None]) -> Floats:
+    def scores(self, tower: Floats, bm25: Bm25 | Bm25Parts, texts: Sequence[str | None]) -> Floats:
         """The fused score of every item.
 
         Args:
@@ -94,10 +94,12 @@ class Lexical:
 
     Args:
         attributes: ``[N]`` item attributes.
+        like: of a larger catalogue, whose word frequencies hold here too; None: those of this one.
     """
 
-    def __init__(self, attributes: pa.Table) -> None:
+    def __init__(self, attributes: pa.Table, *, like: Lexical | None = None) -> None:
         self._attributes = attributes
+        self._like = like
         self._made: dict[str, Bm25] = {}
 
     def over(self, text: str) -> Bm25:
@@ -111,7 +113,8 @@ class Lexical:
             if text not in table.column_names or not pa.types.is_string(table.schema.field(text).type):
                 names = [f.name for f in table.schema if pa.types.is_string(f.type)]
                 raise ConfigError(f"fusion: no text {text!r} among the item attributes; there are {names or 'none'}")
-            self._made[text] = Bm25(table[text].to_pylist())
+            like = None if self._like is None else self._like.over(text)
+            self._made[text] = Bm25(table[text].to_pylist(), like=like)
         return self._made[text]
 
 
@@ -135,8 +138,8 @@ def reciprocal_ranks(scores: Floats, depth: int) -> Floats:
 def search_fused(
     vectors: Floats,
     texts: Sequence[str | None],
-    embeddings: Floats,
-    bm25: Bm25,
+    embeddings: Sequence[Floats],
+    bm25: Bm25 | Bm25Parts,
     fusion: Fusion,
     k: int,
     *,
@@ -148,7 +151,7 @@ def search_fused(
     Args:
         vectors: ``[Q, D]`` query vectors.
         texts: ``[Q]`` words of the queries.
-        embeddings: ``[N, D]``.
+        embeddings: ``[N, D]``, in parts that follow one another.
         bm25: over the text of the ``N`` items.
         fusion: how they become one.
         k: results wanted.
@@ -158,13 +161,13 @@ def search_fused(
     Returns:
         rows ``[Q, k]``, ``-1`` where there are no more, and scores ``[Q, k]``, ``-inf`` there. Ties by row.
     """
-    n = len(embeddings)
+    n = sum(map(len, embeddings))
     barred = None if allowed is None else ~mask_of(allowed, n)
     rows, best = np.full((len(vectors), k), -1, np.int64), np.full((len(vectors), k), -np.inf, np.float32)
     step = max(1, _BLOCK_BYTES // (4 * max(1, n)))
     for start in range(0, len(vectors), step):
         part = slice(start, min(start + step, len(vectors)))
-        scores = np.asarray(vectors[part] @ embeddings.T, np.float32)
+        scores = np.hstack([np.asarray(vectors[part] @ np.asarray(e).T, np.float32) for e in embeddings])
         if barred is not None:
             scores[:, barred] = -np.inf
         if exclude is not None:

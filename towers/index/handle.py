@@ -130,5 +130,8 @@ class RetrieverHandle:
     vector = _asked(Retriever.vector)
     attributes = _asked(Retriever.attributes)
     user_attributes = _asked(Retriever.user_attributes)
+    upsert = _asked(Retriever.upsert)
+    delete = _asked(Retriever.delete)
+    expire = _asked(Retriever.expire)
     __len__ = _asked(Retriever.__len__)
     __contains__ = _asked(Retriever.__contains__)

@@ -60,6 +60,7 @@ class Plan:
             eligible items lie elsewhere than in the cells scanned.
         live: items posted and not expired at the moment of the request; None if nobody has asked.
         passing: items that pass its filter, live or not; None if nobody has asked.
+        written: items outside of the bundle's index, written since it was made; they are searched beside it.
     """
 
     route: Route
@@ -71,11 +72,13 @@ class Plan:
     completed: int = 0
     live: int | None = None
     passing: int | None = None
+    written: int = 0
 
     def __str__(self) -> str:
         """One line for people."""
         counts = {"live": self.live, "pass the filter": self.passing}
         told = "".join(f", {n:,} {what}" for what, n in counts.items() if n is not None)
+        told += f", {self.written:,} of them written since" if self.written else ""
         cells = f" from {self.nprobe:,} cells" if self.nprobe else ""
         return (
             f"{self.route}: {self.eligible:,} of {self.items:,} items are eligible{told}; "

@@ -7,19 +7,40 @@ features and history travel in the bundle, or a mapping of raw fields.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from towers.errors import ConfigError, DataError
-from towers.features import Featurizer, IdMap, Ragged, Schema
+from towers.features import Featurizer, Ragged, Schema
 
 HISTORY, ACTIONS, TIMES = "history", "history_actions", "history_times"  # reserved fields of a raw user
 _HOUR = 3_600_000_000  # microseconds
+
+
+class Ids(Protocol):
+    """What finds rows by external ids."""
+
+    def rows(self, external: Iterable[Any]) -> NDArray[np.int64]:
+        """Rows of external ids, ``-1`` for the unknown."""
+        ...
+
+
+class Gathered(Protocol):
+    """What rows of vectors can be gathered from: an array, or several that read like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(N, H)``."""
+        ...
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]:
+        """``[R, H]`` of ``[R]`` rows."""
+        ...
 
 
 class History(NamedTuple):
@@ -133,7 +154,7 @@ def check_fields(users: Sequence[Mapping[str, Any]], known: Sequence[str], *, hi
             )
 
 
-def raw_events(user: Mapping[str, Any], items: IdMap, schema: Schema) -> tuple[Events, int]:
+def raw_events(user: Mapping[str, Any], items: Ids, schema: Schema) -> tuple[Events, int]:
     """The events of a raw user, and how many of its items the catalogue does not have."""
     given = list(_sequence(user, HISTORY))
     rows = items.rows(given)
@@ -178,7 +199,7 @@ def pad_histories(users: Sequence[Events], schema: Schema, at: int) -> History:
     return History(rows, action, age)
 
 
-def history_inputs(history: History, table: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+def history_inputs(history: History, table: Gathered) -> dict[str, NDArray[Any]]:
     """The tower's ``history.*`` inputs; vectors come from ``table`` ``[N, H]``."""
     mask = history.rows >= 0
     vectors = np.zeros((*history.rows.shape, table.shape[1]), np.float32)

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from towers.features import IdMap
 from towers.index.planner import Plan
 
 
@@ -42,8 +41,16 @@ class Results:
         return iter((self.ids, self.scores))
 
 
+class Names(Protocol):
+    """What names rows."""
+
+    def external(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """External ids of rows, in the same shape; ``-1`` or None for row ``-1``."""
+        ...
+
+
 def answers(
-    ids: IdMap,
+    ids: Names,
     rows: NDArray[np.int64],
     scores: NDArray[np.float32],
     *,

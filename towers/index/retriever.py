@@ -15,15 +15,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from towers.errors import DataError
-from towers.features import Encoders, Ragged, open_encoder
+from towers.errors import ConfigError, DataError
+from towers.features import Encoders, open_encoder
 from towers.index import layout
-from towers.index.eligibility import Eligibility, Eligible, exclude_lists, exclusions
+from towers.index.bm25 import Bm25Parts
+from towers.index.eligibility import Eligible, exclude_lists, exclusions
 from towers.index.encoding import Contexts, Users, When, contexts, many, moment_of, query_vectors, user_rows
 from towers.index.faiss_setup import faiss
 from towers.index.filters import Filter
-from towers.index.fusion import Fusion, Lexical, search_fused
+from towers.index.fusion import Fusion, search_fused
 from towers.index.golden import replay, replay_matches
+from towers.index.live import Items, LiveItems
+from towers.index.live_catalogue import Catalogue, Part, ids_of
+from towers.index.live_items import ItemReader
+from towers.index.live_search import eligible_at, joined, search
+from towers.index.live_store import LiveStore
 from towers.index.matching import Matchable, match
 from towers.index.opening import OpenBundle, open_bundle
 from towers.index.planner import Plan
@@ -31,15 +37,15 @@ from towers.index.results import Results, answers
 
 
 class Retriever:
-    """Answers from one bundle. It never changes: safe to ask from many threads.
+    """Answers from one bundle, and from what was written since, if it was opened with a store. Safe in threads.
 
     Make one with ``Retriever.open``.
     """
 
     def __init__(self, bundle: OpenBundle) -> None:
         self._bundle = bundle
-        self._lexical = Lexical(bundle.attributes)
-        self._eligibility = Eligibility(bundle.attributes)
+        self._as_exported = Catalogue(bundle, (Part.of(bundle),))
+        self._live: LiveItems | None = None
 
     @classmethod
     def open(
@@ -49,6 +55,8 @@ class Retriever:
         verify: bool = True,
         threads: int | None = None,
         encoders: Encoders = open_encoder,
+        live: LiveStore | str | Path | None = None,
+        since: When | None = None,
     ) -> Retriever:
         """Check a bundle, open it and replay its golden queries.
 
@@ -59,10 +67,14 @@ class Retriever:
             threads: of one query, for FAISS (where it is a setting of the whole process) and the user tower.
             encoders: what opens a sentence encoder by its name, for bundles that read raw text by one. Whatever it
                 opens must be the model that the bundle was exported with.
+            live: where ``upsert``, ``delete`` and ``expire`` are kept: a store, or its file. What it holds that is
+                newer than the bundle is replayed. See ``docs/live.md``.
+            since: what was written up to this moment the bundle knows itself (default: the end of its data, or the
+                moment of its export where the data have no clock).
 
         Raises:
             BundleError: the bundle is damaged, incomplete or hostile, or does not answer as it did when it
-                was exported.
+                was exported; or the store is damaged or belongs to another catalogue.
             ConfigError: the sentence encoder of its queries is not installed, or is another model.
         """
         if threads is not None:
@@ -78,15 +90,42 @@ class Retriever:
                 bundle.search,
             )
             replay_matches(bundle.golden, bundle.items, bundle.search.embeddings, bundle.known, bundle.user_ids)
+        if live is not None:  # after the golden queries: what was written since must not change their answers
+            reader = ItemReader.open(Path(path).resolve(), bundle, threads=threads, encoders=encoders)
+            newest = None if since is None else moment_of(bundle, since)
+            retriever._live = LiveItems(live, retriever._as_exported, reader, newest)
         return retriever
+
+    @property
+    def live(self) -> LiveItems:
+        """What was written since the bundle.
+
+        Raises:
+            ConfigError: the bundle was opened without a store.
+        """
+        if self._live is None:
+            raise ConfigError("this retriever has no store to write to; open it with live='catalogue.sqlite'")
+        return self._live
+
+    def upsert(self, items: Items, vectors: NDArray[np.float32] | None = None) -> int:
+        """Write items, see ``LiveItems.upsert``."""
+        return self.live.upsert(items, vectors)
+
+    def delete(self, items: Sequence[Any] | NDArray[Any]) -> int:
+        """Take items away, see ``LiveItems.delete``."""
+        return self.live.delete(items)
+
+    def expire(self, items: Sequence[Any] | NDArray[Any], at: When) -> int:
+        """Say until when items may be recommended, see ``LiveItems.expire``."""
+        return self.live.expire(items, moment_of(self._bundle, at))
 
     def __len__(self) -> int:
         """Number of items."""
-        return len(self._bundle.items)
+        return len(self._catalogue)
 
     def __contains__(self, item: object) -> bool:
         """Whether there is an item with this id."""
-        return item in self._bundle.items
+        return item in self._catalogue
 
     @property
     def bundle(self) -> OpenBundle:
@@ -129,19 +168,20 @@ class Retriever:
         asking, one = many(users)
         now = moment_of(self._bundle, at)
         asked = contexts(self._bundle, asking, context, one=one)
-        vectors, unknown = query_vectors(self._bundle, asking, now, asked)
-        mine = exclusions(self._bundle, asking, self._excluded(exclude, len(asking), one))
-        eligible = self._eligibility.at(now, filter)
+        c = self._catalogue
+        vectors, unknown = self._vectors(c, asking, now, asked)
+        given = exclude_lists(c, exclude, len(asking), one=one)
+        mine = exclusions(self._bundle, asking, given, c.current)
+        eligible = eligible_at(c, now, filter)
         if fuse is None:
-            (rows, scores), plan = self._bundle.search.explained(vectors, k, allowed=eligible.rows, exclude=mine)
+            (rows, scores), plan = search(c, vectors, k, eligible=eligible, exclude=mine)
         else:
-            texts, bm25 = [fuse.words(a) for a in asked], self._lexical.over(fuse.text)
-            rows, scores = search_fused(
-                vectors, texts, self._bundle.search.embeddings, bm25, fuse, k, allowed=eligible.rows, exclude=mine
-            )
-            plan = Plan("exact", len(self), len(self) if eligible.rows is None else len(eligible.rows), 0, k)
+            texts, bm25 = [fuse.words(a) for a in asked], Bm25Parts([p.lexical.over(fuse.text) for p in c.parts])
+            embeddings, allowed = [p.search.embeddings for p in c.parts], joined(eligible, c.parts)
+            rows, scores = search_fused(vectors, texts, embeddings, bm25, fuse, k, allowed=allowed, exclude=mine)
+            plan = Plan("exact", len(c), len(c) if allowed is None else len(allowed), 0, k, written=c.written)
         told = _told(plan, eligible) if explain else None
-        return answers(self._bundle.items, rows, scores, one=one, unknown=unknown, plan=told, bundle=self._bundle.id)
+        return answers(c, rows, scores, one=one, unknown=unknown, plan=told, bundle=self._bundle.id)
 
     def search(
         self,
@@ -169,18 +209,7 @@ class Retriever:
             ConfigError: vectors that are not of the model's space: another dimension, not finite, or, where the
                 similarity is cosine, not of norm 1.
         """
-        queries = np.asarray(vectors, np.float32)
-        one = queries.ndim == 1
-        queries = queries[None] if one else queries
-        if queries.ndim == 2:
-            self._bundle.similarity.check(queries, "query vectors")
-        eligible = self._eligibility.at(moment_of(self._bundle, at), filter)
-        mine = self._excluded(exclude, len(queries), one)
-        (rows, scores), plan = self._bundle.search.explained(
-            queries, k, allowed=eligible.rows, exclude=mine, exact=exact
-        )
-        told = _told(plan, eligible) if explain else None
-        return answers(self._bundle.items, rows, scores, one=one, plan=told, bundle=self._bundle.id)
+        return self._search(self._catalogue, vectors, k, exclude, filter, at, exact=exact, explain=explain)
 
     def similar(self, item: Any, k: int = 10, *, filter: Filter | str | None = None, at: When | None = None) -> Results:
         """The ``k`` items whose embeddings score highest with this item's, without itself.
@@ -188,8 +217,8 @@ class Retriever:
         Raises:
             DataError: there is no such item.
         """
-        vector = np.array(self._bundle.search.embeddings[self._item_rows([item])[0]])
-        return self.search(vector, k, exclude=[item], filter=filter, at=at)
+        c = self._catalogue
+        return self._search(c, c.embeddings[_rows(c, [item])][0], k, [item], filter, at)
 
     def match(
         self,
@@ -218,10 +247,10 @@ class Retriever:
             ConfigError: a filter that does not fit the attributes.
         """
         asking, one = many(items)
-        rows = self._item_rows(asking)
-        users = self._users
-        vectors = np.asarray(self._bundle.search.embeddings[rows], np.float32)
-        allowed, mine = users.passing(filter), users.not_again(rows, exclude or [])
+        c, users = self._catalogue, self._users
+        vectors = np.asarray(c.embeddings[_rows(c, asking)], np.float32)
+        taken = self._bundle.items.rows(asking)  # known users took what was in the bundle
+        allowed, mine = users.passing(filter), users.not_again(taken, exclude or [])
         found, scores = match(vectors, users.embeddings, k, allowed=allowed, exclude=mine)
         return answers(users.ids, found, scores, one=one, bundle=self._bundle.id)
 
@@ -229,16 +258,17 @@ class Retriever:
         """``[D]`` of one user, ``[Q, D]`` of many, as the user tower gives them."""
         asking, one = many(users)
         asked = contexts(self._bundle, asking, context, one=one)
-        vectors, _ = query_vectors(self._bundle, asking, moment_of(self._bundle, at), asked)
+        vectors, _ = self._vectors(self._catalogue, asking, moment_of(self._bundle, at), asked)
         return vectors[0] if one else vectors
 
     def attributes(self, items: Sequence[Any] | NDArray[Any]) -> pa.Table:
-        """The attributes of these items, in their order, for display.
+        """The attributes of these items, in their order, for display. An item deleted meanwhile still has its own.
 
         Raises:
             DataError: an unknown id.
         """
-        return self._bundle.attributes.take(pa.array(self._item_rows(items)))
+        c = self._catalogue
+        return c.take(_known(c.newest(items), items))
 
     def user_attributes(self, users: Sequence[Any] | NDArray[Any]) -> pa.Table:
         """The attributes of these known users, in their order, for display; no columns where there are none.
@@ -254,17 +284,44 @@ class Retriever:
     def _users(self) -> Matchable:
         return Matchable.of(self._bundle)
 
-    def _item_rows(self, items: Sequence[Any] | NDArray[Any]) -> NDArray[np.int64]:
-        rows = self._bundle.items.rows(items)
-        if (rows < 0).any():
-            absent = list(items)[int(np.flatnonzero(rows < 0)[0])]
-            raise DataError(f"no item {absent!r}", where="request", cure="ask `item in retriever` first")
-        return rows
+    @property
+    def _catalogue(self) -> Catalogue:
+        """Of this moment. A request takes it once."""
+        return self._as_exported if self._live is None else self._live.now
 
-    def _excluded(self, exclude: Sequence[Any] | None, queries: int, one: bool) -> Ragged | None:
-        return exclude_lists(self._bundle.items, exclude, queries, one=one)
+    def _vectors(
+        self, c: Catalogue, users: Sequence[Any], at: int, context: Sequence[Any]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        items, inputs_of = ids_of(self._bundle, c), c.history_inputs
+        return query_vectors(self._bundle, users, at, context, items=items, inputs_of=inputs_of)
+
+    def _search(
+        self, c: Catalogue, vectors: NDArray[np.float32], k: int, exclude: Sequence[Any] | None,
+        filter: Filter | str | None, at: When | None, *, exact: bool = False, explain: bool = False,
+    ) -> Results:  # fmt: skip
+        queries = np.asarray(vectors, np.float32)
+        one = queries.ndim == 1
+        queries = queries[None] if one else queries
+        if queries.ndim == 2:
+            self._bundle.similarity.check(queries, "query vectors")
+        eligible = eligible_at(c, moment_of(self._bundle, at), filter)
+        mine = exclude_lists(c, exclude, len(queries), one=one)
+        (rows, scores), plan = search(c, queries, k, eligible=eligible, exclude=mine, exact=exact)
+        told = _told(plan, eligible) if explain else None
+        return answers(c, rows, scores, one=one, plan=told, bundle=self._bundle.id)
 
 
-def _told(plan: Plan, eligible: Eligible) -> Plan:
+def _rows(catalogue: Catalogue, items: Sequence[Any] | NDArray[Any]) -> NDArray[np.int64]:
+    return _known(catalogue.rows(items), items)
+
+
+def _known(rows: NDArray[np.int64], items: Sequence[Any] | NDArray[Any]) -> NDArray[np.int64]:
+    if (rows < 0).any():
+        absent = list(items)[int(np.flatnonzero(rows < 0)[0])]
+        raise DataError(f"no item {absent!r}", where="request", cure="ask `item in retriever` first")
+    return rows
+
+
+def _told(plan: Plan, eligible: Sequence[Eligible]) -> Plan:
     """The plan with the counts of the filter and the moment."""
-    return replace(plan, live=eligible.live, passing=eligible.passing)
+    return replace(plan, live=sum(e.live for e in eligible), passing=sum(e.passing for e in eligible))

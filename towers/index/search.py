@@ -35,12 +35,12 @@ class VectorSearch:
     """An index, the embeddings it was built from, and how it is asked. Reading only: safe in threads.
 
     Attributes:
-        index: FAISS index by inner product over the rows of ``embeddings``.
+        index: FAISS index by inner product over the rows of ``embeddings``; None: every item is scored.
         embeddings: ``[N, D]`` float32, possibly memory-mapped, or ``StoredVectors``.
         recipe: what the index was built with, resolved.
     """
 
-    index: faiss.Index
+    index: Any  # faiss.Index | None; the type stubs know few of its attributes
     embeddings: NDArray[np.float32]
     recipe: IndexRecipe
 
@@ -85,7 +85,8 @@ class VectorSearch:
         eligible = n if allowed is None else len(allowed)
         excluded = 0 if exclude is None or not len(queries) else int(np.diff(exclude.offsets).max())
         way = plan(
-            self.recipe, n, dim, eligible, k, excluded=excluded, queries=len(queries), exact=exact
+            self.recipe, n, dim, eligible, k, excluded=excluded, queries=len(queries),
+            exact=exact or self.index is None,
         )  # fmt: skip
         again = np.zeros(len(queries), np.bool_)
         if not way.fetch or not len(queries):
@@ -132,7 +133,7 @@ class VectorSearch:
 
     def _probe(self, queries: NDArray[np.float32], way: Plan, allowed: Rows) -> tuple[Found, NDArray[np.bool_]]:
         """The best eligible items in the cells nearest to each query; and ``[Q]`` whether to look elsewhere."""
-        index: Any = self.index
+        index = self.index
         near, cells = index.quantizer.search(queries, way.nprobe)
         away = pointing_away(cells, allowed, self._cells, self._cell_sizes)
         bits = packed(allowed, len(self.embeddings))
