@@ -72,17 +72,18 @@ def export(config: DictConfig) -> Path:
         embeddings = embed.write_blocks(blocks, len(embedder.items), scratch / "embeddings.npy")
         similarity = Similarity(**module.model.similarity.to_manifest())
         held_out = held_out_queries(dataset, embedder, trained.data.get("select", "valid"))
-        index, resolved, candidates = indexed(embeddings, held_out, wanted, similarity, tell)
+        kept = stored(embeddings, wanted.storage)
+        index, resolved, candidates = indexed(kept, held_out, wanted, similarity, tell)
         tell("measuring it against exact search", 0.6)
-        resolved = with_probe_growth(resolved, index, embeddings, held_out)
-        search = VectorSearch(index, stored(embeddings, resolved.storage), resolved)
+        resolved = with_probe_growth(resolved, index, kept, held_out)
+        search = VectorSearch(index, kept, resolved)
         measured = measure_index(search, held_out)
         check_recall(resolved, measured[f"index/recall@{resolved.recall_at}"])
         if config.dim is not None:
             whole = load(run, dataset, aggregate=given(config.aggregate)).embedder()
             asked = held_out_queries(dataset, whole, trained.data.get("select", "valid"))
-            kept = recall_of_prefix(search, held_out, embed.item_blocks(whole), asked)
-            measured[f"index/dim_recall@{resolved.recall_at}"] = kept
+            found = recall_of_prefix(search, held_out, embed.item_blocks(whole), asked)
+            measured[f"index/dim_recall@{resolved.recall_at}"] = found
         if resolved.storage != "float32":
             measured[f"index/storage_recall@{resolved.recall_at}"] = recall_of_storage(search, embeddings, held_out)
         tell("exporting the towers", 0.7)
@@ -99,7 +100,7 @@ def export(config: DictConfig) -> Path:
             similarity=similarity,
             item_ids=dataset.ids("item"),
             attributes=attributes(dataset),
-            embeddings=embeddings,
+            embeddings=kept,
             index=index,
             recipe=resolved,
             user_tower=export_user_tower(module.model),

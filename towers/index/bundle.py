@@ -33,7 +33,7 @@ from towers.index.requests import KnownUsers, check_clock
 from towers.index.retriever import Retriever
 from towers.index.search import VectorSearch
 from towers.index.similarity import Similarity
-from towers.index.storage import StoredVectors, stored
+from towers.index.storage import coded
 from towers.index.towers_runtime import Tower
 from towers.index.tuning import Candidate
 
@@ -53,7 +53,7 @@ class BundleContents:
         item_ids: ``[N]`` external ids, int64 or string.
         attributes: ``[N]`` raw filter and display columns; ``posted`` and ``expires``, if there, are
             timestamps in microseconds UTC and say when an item may be recommended.
-        embeddings: ``[N, D]`` float32, possibly memory-mapped; kept in the recipe's ``storage``.
+        embeddings: ``[N, D]`` float32, possibly memory-mapped, or ``StoredVectors`` in the recipe's ``storage``.
         index: what ``build_index`` made of them.
         recipe: what it was made with.
         user_tower: ONNX model, see ``towers_runtime`` for its inputs.
@@ -101,6 +101,11 @@ class BundleContents:
         _require(
             self.embeddings.dtype == np.float32 and len(shape) == 2 and shape[0] == n,
             f"embeddings are {self.embeddings.dtype}{list(shape)}; expected float32 [{n}, D]",
+        )
+        storage = str(coded(self.embeddings)[0].dtype)
+        _require(
+            storage == self.recipe.storage,
+            f"embeddings are stored as {storage}, the recipe says {self.recipe.storage}; use stored(embeddings, …)",
         )
         _require(self.attributes.num_rows == n, f"{self.attributes.num_rows} rows of attributes for {n} items")
         for name in (c.POSTED, c.EXPIRES):
@@ -196,11 +201,10 @@ def _write_files(contents: BundleContents, root: Path) -> None:
     layout.save_json(root, layout.SCHEMA, _served(contents).to_json())
     for side, featurizer in {"users": contents.users, "items": contents.items, "context": contents.context}.items():
         featurizer.save(root / layout.VOCAB, side)
-    kept = stored(contents.embeddings, contents.recipe.storage)
-    codes = kept.codes if isinstance(kept, StoredVectors) else kept
+    codes, scales = coded(contents.embeddings)
     layout.save_array(root, layout.EMBEDDINGS, codes, codes.dtype.type)
-    if isinstance(kept, StoredVectors) and kept.scales is not None:
-        layout.save_array(root, layout.SCALES, kept.scales, np.float32)
+    if scales is not None:
+        layout.save_array(root, layout.SCALES, scales, np.float32)
     if contents.tuning:
         layout.save_json(root, layout.TUNING, tuning_told.facts(contents.tuning))
         at, least = contents.recipe.recall_at, contents.recipe.min_recall
@@ -215,23 +219,23 @@ def _write_files(contents: BundleContents, root: Path) -> None:
         (root / name).write_bytes(model)
     if contents.known_users is not None:
         _write_users(contents.known_users, root)
-    search = VectorSearch(contents.index, kept, contents.recipe.resolve(*contents.embeddings.shape))
+    search = VectorSearch(contents.index, contents.embeddings, contents.recipe.resolve(*contents.embeddings.shape))
     golden = [replace(g, at=contents.data_end) if g.at is None else g for g in contents.golden]
     try:
         recorded = record(golden, IdMap(contents.item_ids, "item"), search)
-        layout.save_json(root, layout.GOLDEN, {**recorded, "matches": _matches(contents, kept)})
+        layout.save_json(root, layout.GOLDEN, {**recorded, "matches": _matches(contents)})
     except (TypeError, ValueError) as e:
         raise ConfigError(f"a golden query cannot be written as JSON: {e}; use numbers, strings and lists") from e
 
 
-def _matches(contents: BundleContents, kept: Any) -> list[dict[str, Any]]:
+def _matches(contents: BundleContents) -> list[dict[str, Any]]:
     """What some items find among the known users, where those can be matched."""
     known = contents.known_users
     if known is None or known.embeddings is None:
         return []
     rows = np.unique(np.linspace(0, len(contents.item_ids) - 1, _GOLDEN_ITEMS).astype(np.int64))
     ids = contents.item_ids.take(pa.array(rows)).to_pylist()
-    return record_matches(ids, kept[rows], IdMap(known.ids, "user"), known.embeddings)
+    return record_matches(ids, contents.embeddings[rows], IdMap(known.ids, "user"), known.embeddings)
 
 
 def _write_users(users: KnownUsers, root: Path) -> None:

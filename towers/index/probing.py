@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from towers.index.bitmaps import Rows
+from towers.index.exact import exact_search
 from towers.index.faiss_setup import faiss
 from towers.index.recipes import MEASURED_DEPTH, IndexRecipe
 
@@ -87,7 +88,7 @@ def probe_growth(
     deepest = min(n // 2, int(MEASURED_DEPTH * recipe.recall_at))
     if deepest <= recipe.recall_at or not len(queries):
         return 1.0  # too small a catalogue for an index to be asked
-    _, best = faiss.knn(queries, embeddings, deepest, metric=faiss.METRIC_INNER_PRODUCT)
+    best = exact_search(queries, embeddings, deepest)[0]
     _, nearest = index.quantizer.search(queries, cells)
     place = np.empty_like(nearest)
     np.put_along_axis(place, nearest, np.arange(cells)[None].repeat(len(queries), 0), 1)

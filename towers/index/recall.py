@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from towers.errors import ConfigError
+from towers.index.exact import best_of
 from towers.index.faiss_setup import faiss
 from towers.index.recipes import IndexRecipe
-from towers.index.search import VectorSearch, best_of
+from towers.index.search import VectorSearch
 
 _TIE = 1e-5  # relative; scores this close are one score computed in two orders
 

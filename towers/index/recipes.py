@@ -236,7 +236,7 @@ def _training(vectors: NDArray[np.float32], recipe: IndexRecipe) -> NDArray[np.f
     """What cells and codes are learned from: as many vectors as FAISS would take, drawn in order."""
     most = _TRAINING_POINTS * max(recipe.nlist, _PQ_CENTROIDS if recipe.lossy else 1)
     if len(vectors) <= most:
-        return np.ascontiguousarray(vectors)
+        return np.ascontiguousarray(vectors[:])
     rows = np.random.default_rng(recipe.seed).choice(len(vectors), most, replace=False)
     return vectors[np.sort(rows)]
 

@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 from towers.errors import ConfigError
 from towers.features import Ragged
 from towers.index.bitmaps import Rows, packed, row_numbers
+from towers.index.exact import Found, best_of, exact_search, nothing
 from towers.index.faiss_setup import faiss
-from towers.index.planner import FEW_QUERIES, Plan, plan
+from towers.index.planner import Plan, plan
 from towers.index.probing import cells_of, pointing_away
 from towers.index.recipes import IndexRecipe
 
 _faiss: Any = faiss  # keyword arguments of search parameters are not in its type stubs
-Found = tuple[NDArray[np.int64], NDArray[np.float32]]
-_BLOCK = 1 << 18  # eligible embeddings copied at a time
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class VectorSearch:
         )  # fmt: skip
         again = np.zeros(len(queries), np.bool_)
         if not way.fetch or not len(queries):
-            return _nothing(len(queries), k), way
+            return nothing(len(queries), k), way
         if way.route == "exact":
             found = self.exact(queries, way.fetch, None if allowed is None else row_numbers(allowed))
         elif way.route == "probe" and allowed is not None:
@@ -111,25 +110,7 @@ class VectorSearch:
 
     def exact(self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64] | None = None) -> Found:
         """The ``k`` best of all items, or of the given rows, by scoring each: ``[Q, min(k, len)]``."""
-        in_memory = isinstance(self.embeddings, np.ndarray)
-        if rows is None and not in_memory:
-            rows = np.arange(len(self.embeddings))
-        if rows is None:
-            k = min(k, len(self.embeddings))
-            if k == 0:
-                return _nothing(len(queries), 0)
-            scores, found = faiss.knn(queries, self.embeddings, k, metric=faiss.METRIC_INNER_PRODUCT)
-            return found, scores
-        if in_memory and len(queries) <= FEW_QUERIES and self.embeddings.flags.c_contiguous:
-            return _in_place(queries, self.embeddings, rows, min(k, len(rows)))
-        best = _nothing(len(queries), 0)
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            scores, found = faiss.knn(
-                queries, self.embeddings.take(block, axis=0), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT
-            )
-            best = best_of(np.hstack([best[0], block[found]]), np.hstack([best[1], scores]), k)
-        return best
+        return exact_search(queries, self.embeddings, k, rows)
 
     def _probe(self, queries: NDArray[np.float32], way: Plan, allowed: Rows) -> tuple[Found, NDArray[np.bool_]]:
         """The best eligible items in the cells nearest to each query; and ``[Q]`` whether to look elsewhere."""
@@ -140,7 +121,7 @@ class VectorSearch:
         params = _faiss.SearchParametersIVF(nprobe=way.nprobe, sel=_faiss.IDSelectorBitmap(bits))
         more = self.recipe.rescore if self.recipe.lossy else 1
         fetch = min(way.eligible, way.fetch * more)
-        rows, scores = _nothing(len(queries), fetch)
+        rows, scores = nothing(len(queries), fetch)
         pointer = _faiss.swig_ptr
         index.search_preassigned_c(  # the method without _c takes no parameters
             len(queries), pointer(queries), fetch, pointer(cells), pointer(near), pointer(scores), pointer(rows), False,
@@ -220,27 +201,6 @@ class VectorSearch:
         return np.ascontiguousarray(queries, np.float32)
 
 
-def _nothing(q: int, k: int) -> Found:
-    return np.full((q, k), -1, np.int64), np.full((q, k), -np.inf, np.float32)
-
-
-def _in_place(queries: NDArray[np.float32], vectors: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Found:
-    """The ``k`` best of some rows, scored where they lie: a third of the time of copying them first, for one query."""
-    found, scores = _nothing(len(queries), k)
-    pointer = _faiss.swig_ptr
-    _faiss.knn_inner_products_by_idx(
-        pointer(queries), pointer(vectors), pointer(rows), vectors.shape[1], len(queries), len(vectors), len(rows), k,
-        pointer(scores), pointer(found), 0,
-    )  # fmt: skip
-    return found, scores
-
-
-def best_of(rows: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Found:
-    """The ``k`` best columns of each row, best first; ties in the order given."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
-
-
 def _keep(found: Found, k: int, n: int, allowed: Rows | None, exclude: Ragged | None) -> Found:
     """Drop what may not be seen, close the gaps, and cut or fill up to ``k`` columns."""
     rows, scores = found
@@ -260,7 +220,7 @@ def _keep(found: Found, k: int, n: int, allowed: Rows | None, exclude: Ragged | 
             rows = np.where(keep, np.take_along_axis(rows, order, 1), -1)
             scores = np.where(keep, np.take_along_axis(scores, order, 1), np.float32(-np.inf))
     if rows.shape[1] < k:
-        more = _nothing(len(rows), k - rows.shape[1])
+        more = nothing(len(rows), k - rows.shape[1])
         rows, scores = np.hstack([rows, more[0]]), np.hstack([scores, more[1]])
     return rows[:, :k], scores[:, :k]
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from towers.errors import ConfigError
 
+_BLOCK = 1 << 16  # vectors looked at together: they may be memory-mapped, or stored in fewer bytes
 _UNIT = 1e-3  # how far from 1 the norm of a vector may be that a model calls normalised
 
 
@@ -42,7 +43,8 @@ class Similarity:
         Raises:
             ConfigError: entries that are not finite; for cosine, norms other than 1.
         """
-        squares = np.einsum("nd,nd->n", vectors, vectors)
+        blocks = (vectors[start : start + _BLOCK] for start in range(0, max(1, len(vectors)), _BLOCK))
+        squares = np.concatenate([np.einsum("nd,nd->n", block, block) for block in blocks])
         if not np.isfinite(squares).all():
             row = int(np.flatnonzero(~np.isfinite(squares))[0])
             raise ConfigError(f"{what}: row {row} is not finite; if a tower gave it, the training diverged")

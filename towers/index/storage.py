@@ -29,7 +29,7 @@ _BLOCK = 1 << 16  # vectors compressed at a time
 
 @dataclass(frozen=True)
 class StoredVectors:
-    """Reads like a float32 array ``[N, D]``; only what is asked for is made.
+    """Stands where a float32 array ``[N, D]`` is asked for; only what is read of it is made.
 
     Attributes:
         codes: ``[N, D]`` float16 or int8, possibly memory-mapped.
@@ -57,6 +57,11 @@ class StoredVectors:
             out *= np.asarray(self.scales[rows])[..., None]
         return out
 
+    @property
+    def T(self) -> NDArray[np.float32]:  # noqa: N802 - numpy's name
+        """``[D, N]``; all of it is made."""
+        return self[:].T
+
     def take(self, rows: NDArray[np.int64], axis: int = 0) -> NDArray[np.float32]:
         """``self[rows]``."""
         return self[rows]
@@ -83,3 +88,8 @@ def stored(vectors: NDArray[np.float32], storage: str) -> Any:
         codes[part] = steps
         scales[part] = np.linalg.norm(block, axis=1) / np.maximum(np.linalg.norm(steps, axis=1), 1e-30)
     return StoredVectors(codes, scales)
+
+
+def coded(vectors: Any) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    """What is kept of vectors, whole or stored: codes ``[N, D]`` and, with ``int8``, scales ``[N]``."""
+    return (vectors.codes, vectors.scales) if isinstance(vectors, StoredVectors) else (vectors, None)

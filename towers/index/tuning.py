@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from towers.errors import ConfigError
+from towers.index.exact import exact_search
 from towers.index.faiss_setup import faiss
 from towers.index.recall import recall_at
 from towers.index.recipes import KINDS, IndexRecipe, build_index, train_cells
@@ -154,7 +155,7 @@ def tune(
     """The quickest index that keeps the recall and the budget.
 
     Args:
-        embeddings: ``[N, D]`` float32, possibly memory-mapped.
+        embeddings: ``[N, D]`` float32, possibly memory-mapped, or as they are stored.
         queries: ``[Q, D]`` user vectors that the model was not trained to hit.
         auto: what is asked.
         similarity: of the model.
@@ -225,7 +226,7 @@ class _Tuning:
         self._deadline, self._tell = deadline, tell
         k = min(auto.recall_at, len(embeddings))
         queries = np.ascontiguousarray(queries[: 2 * _QUERIES], np.float32)
-        exact = faiss.knn(queries, embeddings, k, metric=faiss.METRIC_INNER_PRODUCT)[0]
+        exact = exact_search(queries, embeddings, k)[1]
         step = 2 if len(queries) >= _FEW else 1
         self._held = Held(np.ascontiguousarray(queries[::step]), np.ascontiguousarray(exact[::step]))
         self._others = Held(np.ascontiguousarray(queries[step - 1 :: step]), exact[step - 1 :: step])
