@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.model.helpers import batch
+from tests.model.helpers import batch, full_model
 from tests.model.test_module import ITEMS, LEARNERS, USERS, mf, plain, retrieval, trainer
+from towers.model.history import HistorySettings
 from towers.model.losses import sampled_softmax
 from towers.model.negatives import Full
 from towers.model.vector_losses import ChunkedSoftmax
@@ -31,6 +32,21 @@ def test_bfloat16_gives_the_loss_and_direction_of_float32(name: str) -> None:
     assert loss == pytest.approx(low, rel=0.03)
     assert direction.dtype == torch.float32
     assert torch.cosine_similarity(gradient, direction, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("pooling", ["mean", "decay", "lags", "attention", "ridge"])
+def test_every_pooling_takes_bfloat16_vectors(pooling: Any) -> None:
+    """Under autocast a linear layer makes the items' vectors bfloat16, and a softmax the events' weights float32."""
+    found = []
+    for on in (False, True):
+        m = retrieval()
+        torch.manual_seed(0)
+        m.model = full_model(history=HistorySettings(pooling=pooling)).eval()
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            query = m.embed_users(batch(16, ITEMS, USERS))
+        query.sum().backward()
+        found.append(query.detach().float())
+    assert torch.cosine_similarity(*found).min() > 0.99
 
 
 class Largest(TorchDispatchMode):

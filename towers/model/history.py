@@ -163,6 +163,7 @@ class HistoryPooling(nn.Module):
         if self.length_power is not None:
             weight = weight * self._by_length(logits, history.mask)
         if history.rows is not None:
+            weight = weight.to(history.vectors.dtype)  # bfloat16 where a layer made the vectors under autocast
             bags: Tensor = F.embedding_bag(history.rows, history.vectors, mode="sum", per_sample_weights=weight)
             return bags
         pooled: Tensor = (weight.unsqueeze(1) @ history.gathered()).squeeze(1)
