@@ -6,7 +6,7 @@ RUN := runs/market/latest
 SHOWN := '[title,employer,place,salary]'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench serving-check clean
+.PHONY: help setup demo test lint format bench bench-scale serving-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,11 @@ format: $(VENV)/installed ## format the code
 
 bench: $(VENV)/installed ## all benchmarks; each ends with a line `name=… value=… goal=… holds=yes|no`
 	for b in preparation training evaluation retriever quality; do $(BIN)/python -m benchmarks.$$b || exit 1; done
+
+bench-scale: $(VENV)/installed ## reading, growth and a large table, in 30 minutes; what takes longer is in each --help
+	$(BIN)/python -m benchmarks.reading
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.tables --rows 10000000
 
 serving-check: $(VENV)/installed ## a bundle is served by `pip install .[cpu]` alone: no torch, no Lightning
 	$(PYTHON) -m venv $(VENV)-serving

@@ -1,10 +1,12 @@
-"""What every benchmark prints at its end, for people and for programs; and how two things are timed."""
+"""What every benchmark prints at its end, for people and for programs; and how time and memory are measured."""
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -37,6 +39,13 @@ def interleaved(
         statistics.median(y for _, y in pairs),
         statistics.median(x / y for x, y in pairs),
     )
+
+
+def peak() -> int:
+    """Bytes resident at most so far, in this process alone: ``getrusage`` counts what it was forked from too."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def report(name: str, value: float, goal: float, *, at_most: bool) -> bool:

@@ -14,7 +14,6 @@ once.
 from __future__ import annotations
 
 import argparse
-import re
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 
-from benchmarks.line import interleaved, report
+from benchmarks.line import interleaved, peak, report
 from benchmarks.preparation import make_log, prepare
 from data.batches import TrainBatches, joined
 from data.prepared import Examples, PreparedDataset
@@ -66,13 +65,6 @@ def scan(data: PreparedDataset) -> int:
     """All rows; their number."""
     files = [str(data.folder / f) for f in data.info["files"] if f.startswith("examples/")]
     return sum(len(batch) for batch in ds.dataset(files).to_batches(columns=COLUMNS, batch_size=BATCH))
-
-
-def peak() -> int:
-    """Bytes resident at most so far, in this process alone."""
-    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 def grown(folder: Path, budget: int) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.line import peak
 from benchmarks.line import report as line
 from towers.features import FIRST, Batch, FeatureInfo, Kind, Ragged
 from towers.model import memory
@@ -31,11 +32,6 @@ from towers.model.tower import TowerSettings
 from towers.model.two_tower import TwoTower
 
 ITEMS = 10_000
-
-
-def peak() -> int:
-    """Bytes: the most that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def resident() -> int:

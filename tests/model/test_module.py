@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from rich.console import Console
 
 from tests.model.helpers import batch, contexts, full_model, ids_only, infos, table
 from towers.errors import ConfigError
@@ -320,6 +322,47 @@ def test_throughput_and_progress_are_told_without_a_terminal(
     assert re.search(r"examples/s  data \d+%  \d\.\d GiB", told)
     assert 0 <= t.callback_metrics["throughput/data_wait"] <= 1
     assert "valid/recall@10" in told
+
+
+class Bars(ProgressBar):
+    """Remembers how far each bar was when it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__(console=Console(file=io.StringIO(), force_terminal=True))
+        self.shown: list[tuple[float, float | None]] = []
+
+    def _begin(self, trainer: pl.Trainer, done: int = 0) -> None:
+        super()._begin(trainer, done)
+        assert self.bar is not None
+        self.shown.append((self.bar.tasks[0].completed, self.bar.tasks[0].total))
+
+
+class Saved(pl.Callback):
+    """Saves a checkpoint after the third batch."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, i: int) -> None:
+        if i == 2 and trainer.current_epoch == 0:
+            trainer.save_checkpoint(f"{trainer.default_root_dir}/three.ckpt")
+
+
+class Resumable(Batches):
+    """As the loader of a run, see ``data.batches.TrainBatches``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def test_the_bar_of_a_resumed_epoch_begins_where_it_stopped(tmp_path: Path) -> None:
+    """Or what was done before would count as done at once, and time left would be far too short."""
+    first, second = Bars(), Bars()
+    batches, on = Resumable(loader().batches), {"enable_progress_bar": True, "max_epochs": 2}
+    fit(retrieval(), tmp_path, batches, callbacks=[first, Saved()], **on)
+    assert first.shown == [(0, 6), (0, 6), (0, 6)], "before the first epoch, and at the start of both"
+    fit(retrieval(), tmp_path, batches, callbacks=[second], resume=str(tmp_path / "three.ckpt"), **on)
+    assert second.shown == [(2, 6), (0, 6)]
 
 
 def test_waiting_is_what_passes_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:

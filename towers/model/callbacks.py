@@ -52,13 +52,11 @@ class Clock:
         return self.waited / max(self.ended - self.since, 1e-9)
 
 
-class Throughput(pl.Callback):
-    """Logs ``throughput/examples_per_s`` and ``throughput/data_wait``, the share of the time between steps.
-
-    With the other training metrics; validation does not count.
-    """
+class Timed(pl.Callback):
+    """Runs a clock over the training steps; validation does not count."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.clock = Clock()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -66,7 +64,7 @@ class Throughput(pl.Callback):
         self.clock.restart()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start counting."""
+        """Start again; waiting for the first batch, and for what is read before it, counts."""
         self.clock.restart()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -82,8 +80,21 @@ class Throughput(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count, and log at the trainer's interval."""
+        """Count its examples, of all processes."""
         self.clock.step_ends(len(batch) * trainer.world_size)
+
+
+class Throughput(Timed):
+    """Logs ``throughput/examples_per_s`` and ``throughput/data_wait``, the share of the time between steps.
+
+    With the other training metrics; validation does not count.
+    """
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count, and log at the trainer's interval."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.global_step and trainer.global_step % every == 0:
             pl_module.log("throughput/examples_per_s", self.clock.rate)
@@ -157,7 +168,7 @@ class StopOnNonFiniteLoss(pl.Callback):
             )
 
 
-class ProgressBar(pl.callbacks.ProgressBar):
+class ProgressBar(Timed, pl.callbacks.ProgressBar):
     """One line for each epoch: loss, examples/s, share of waiting for data, memory, time left; then validation metrics.
 
     Without a terminal, one plain line at the end of each epoch.
@@ -174,7 +185,6 @@ class ProgressBar(pl.callbacks.ProgressBar):
         self.bar: Progress | None = None
         self.enabled = True
         self.told = ""
-        self.clock = Clock()
 
     def disable(self) -> None:
         """Called by Lightning on all ranks but the first."""
@@ -185,16 +195,17 @@ class ProgressBar(pl.callbacks.ProgressBar):
         self.enabled = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start counting; a run resumed within an epoch sees no start of it."""
-        self._begin(trainer)
+        """A bar from where the run was stopped, if it was: time left is that of what is left."""
+        super().on_train_start(trainer, pl_module)
+        self._begin(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.completed)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A new bar."""
+        super().on_train_epoch_start(trainer, pl_module)
         self._begin(trainer)
 
-    def _begin(self, trainer: pl.Trainer) -> None:
+    def _begin(self, trainer: pl.Trainer, done: int = 0) -> None:
         self._stop()
-        self.clock.restart()
         self.last = 0.0
         self.loss = float("nan")
         if not (self.enabled and self.console.is_terminal):
@@ -206,24 +217,16 @@ class ProgressBar(pl.callbacks.ProgressBar):
         self.bar = Progress(*columns, console=self.console, refresh_per_second=2)
         batches = self.total_train_batches
         known = isinstance(batches, int) or batches != float("inf")
-        self.row = self.bar.add_task(self._epoch(trainer), total=int(batches) if known else None, told="")
+        self.row = self.bar.add_task(
+            self._epoch(trainer), total=int(batches) if known else None, completed=done, told=""
+        )
         self.bar.start()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start counting again."""
-        self.clock.restart()
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """A batch is there."""
-        self.clock.step_begins()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count; look at the loss now and then."""
-        self.clock.step_ends(len(batch) * trainer.world_size)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         now = self.clock.ended
         if self.enabled and (now - self.last > self.refresh_s or trainer.is_last_batch):
             self.last = now
