@@ -123,4 +123,4 @@ def reading(name: str) -> Iterator[None]:
     except BundleError:
         raise
     except Exception as e:  # parsers of five libraries, each with classes of its own
-        raise BundleError(f"{name}: cannot be read: {e}") from e
+        raise BundleError(f"{name}: cannot be read: {str(e) or type(e).__name__}") from e

@@ -170,7 +170,9 @@ def _featurizer(root: Path, side: str, features: Any, encoders: Encoders = open_
     with layout.reading(name):
         if set(fitted) != {f.name for f in features}:
             raise ValueError(f"features {sorted(fitted)}; the schema has {[f.name for f in features]}")
-        return Featurizer.load(root / layout.VOCAB, side, features, encoders)
+        featurizer = Featurizer.load(root / layout.VOCAB, side, features, encoders)
+        _ = featurizer.infos  # fails where a feature lacks what its kind learns
+        return featurizer
 
 
 def _check_vocabulary(table: pa.Table, name: str) -> None:
