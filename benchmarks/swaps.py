@@ -178,8 +178,10 @@ def main() -> None:
                   f"{p99[0] * 1e3:.2f} ms, {len(with_swaps.seconds):,} answers {sorted(with_swaps.bundles.values())}; "
                   f"without: p50 {np.median(without.seconds) * 1e3:.2f} ms, p99 {p99[1] * 1e3:.2f} ms, "
                   f"{len(without.seconds):,} answers", flush=True)  # fmt: skip
-    print(f"{len(steps)} swaps, {len(bad)} of bad bundles, {answers:,} answers; a swap takes "
-          f"{statistics.median(swap_s):.2f} s (median); p99 ratios {', '.join(f'{r:.2f}' for r in ratios)}")  # fmt: skip
+    every = ", ".join(f"{r:.2f}" for r in ratios)
+    took = statistics.median(swap_s)
+    print(f"{len(steps)} swaps, {len(bad)} of bad bundles, {answers:,} answers; a swap takes {took:.2f} s (median)")
+    print(f"p99 with swaps / without, by round: {every}")
     report("swaps/failed_queries", failed, 0, at_most=True)
     report("swaps/answers_of_no_one_version", wrong, 0, at_most=True)
     report("swaps/bad_accepted_or_good_refused", unexpected, 0, at_most=True)
