@@ -1,10 +1,10 @@
 """Growth: the time and memory of preparing a log and of training an epoch on it, as the log grows.
 
     python -m benchmarks.scale  # 1, 3 and 10 M events
-    python -m benchmarks.scale --events 1000000,10000000,100000000 --repeats 1  # hours on one core
+    python -m benchmarks.scale --events 1000000,10000000,100000000 --repeats 1  # ten times as long
 
 The logs are ids only: n events of n/20 users on n/100 items over 60 days (``benchmarks.preparation.make_log``). An
-epoch is ``model=hybrid`` of ids and histories with 16 dimensions, in-batch negatives and sparse tables, streamed within
+epoch is ``model=hybrid`` of ids and histories with 16 dimensions, 512 negatives and sparse tables, streamed within
 ``data.memory_budget``, without validation. Everything runs in a process of its own, the sizes in turns.
 
 ``exponent`` is the slope of log time over log n, by least squares, of the medians: of the wall clock, and of the
@@ -36,9 +36,9 @@ from data.settings import byte_size
 
 BUDGET = "500MB"
 SETTINGS = [
-    "experiment=market", "data=gowalla", "logger=none", "threads=1", "batch_size=4096", "negatives=in_batch",
-    "model.dim=16", "model.item.id_dropout=0", "model.history.pooling=mean", "optimiser.schedule=constant",
-    "model.user.encoders.sparse_above=1000", "model.item.encoders.sparse_above=1000",
+    "experiment=market", "data=gowalla", "logger=none", "threads=1", "batch_size=4096",
+    "negatives=uniform", "negatives.n=512", "model.dim=16", "model.item.id_dropout=0", "model.history.pooling=mean", "optimiser.schedule=constant",
+    "model.user.encoders.sparse_above=1000",  # of items too
 ]  # fmt: skip
 
 
