@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(ABLATIONS)}; default: all")
     parser.add_argument("--seeds", type=int, default=1, help="of each row, from 42 on")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", help="only the ablation of this label")
+    parser.add_argument("--only", nargs="+", metavar="LABEL", help="only the ablations of these labels")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of the protocols")
     parser.add_argument("--table", action="store_true", help="only write the page from the recorded rows")
     a = parser.parse_args()
@@ -57,7 +57,7 @@ def main() -> None:
     for experiment in a.experiments or ABLATIONS:
         wanted = [Ablation(WHOLE), *ABLATIONS[experiment]]
         with tempfile.TemporaryDirectory(prefix="ablations-") as scratch:  # the data is prepared once for all rows
-            for ablation in (w for w in wanted if a.only in (None, w.label)):
+            for ablation in (w for w in wanted if not a.only or w.label in a.only):
                 for seed in range(42, 42 + a.seeds):
                     row = measure(experiment, ablation, seed, Path(scratch), shared, a.threads)
                     record([row])

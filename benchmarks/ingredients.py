@@ -18,7 +18,7 @@ _SEQUENCES = [
     Ablation("start from the sequence-kNN matrix", ("init=none",)),
     Ablation("training", ("trainer.max_epochs=0",)),
     Ablation("learned weights of positions: mean", ("model.history.pooling=mean",)),
-    Ablation("separate tables of input and output", ("model.history.table=shared",)),
+    Ablation("that start, and separate tables of input and output", ("init=none", "model.history.table=shared")),
     Ablation("temperature .1: .05", ("model.similarity.temperature=0.05",)),
     Ablation("temperature .1: .2", ("model.similarity.temperature=0.2",)),
     Ablation("1,024 negatives: 128", ("negatives.n=128",)),
@@ -28,7 +28,10 @@ _SEQUENCES = [
     Ablation("uniform negatives: all items", ("negatives=full",)),
     Ablation("width 256: 64", ("model.dim=64",)),
 ]
-_FOLD_IN = Ablation("users folded in: their mean", ("model.blocks.ials.history.pooling=mean",))
+_FOLD_IN = Ablation(
+    "users folded in: their mean",
+    ("model.blocks.ials.history.pooling=mean", "model.blocks.ials.history.table=separate"),
+)
 _BALANCED = Ablation("weights of scores with a spread of 1: as they come", ("model.balanced=false",))
 _CLICKS = [
     Ablation("iALS", ("~model.blocks.ials", "~init.ials")),
