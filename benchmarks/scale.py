@@ -37,8 +37,8 @@ from data.settings import byte_size
 BUDGET = "500MB"
 SETTINGS = [
     "experiment=market", "data=gowalla", "logger=none", "threads=1", "batch_size=4096",
-    "negatives=uniform", "negatives.n=512", "model.dim=16", "model.item.id_dropout=0", "model.history.pooling=mean", "optimiser.schedule=constant",
-    "model.user.encoders.sparse_above=1000",  # of items too
+    "negatives=uniform", "negatives.n=512", "model.dim=16", "model.item.id_dropout=0", "model.history.pooling=mean",
+    "optimiser.schedule=constant", "model.user.encoders.sparse_above=1000",  # of items too
 ]  # fmt: skip
 
 
