@@ -23,7 +23,7 @@ from pipeline.console import say
 from pipeline.runs import Run
 from towers.errors import ConfigError
 from towers.features import FIRST, alignment
-from towers.model import warm_start
+from towers.model import checkpoints, warm_start
 from towers.model.module import Retrieval
 from towers.model.two_tower import RetrievalModel
 
@@ -58,7 +58,7 @@ def continue_run(config: DictConfig, module: Retrieval, dataset: PreparedDataset
     """
     run = Run.open(config.init_from)
     places = _places(run, module.model, dataset)
-    checkpoint: dict[str, Any] = torch.load(run.weights, map_location="cpu", weights_only=False)
+    checkpoint = checkpoints.read(run.weights)
     rows = warm_start.rows_of(module.model, places)
     prefix = "model."
     old = {n.removeprefix(prefix): t for n, t in checkpoint["state_dict"].items() if n.startswith(prefix)}

@@ -94,11 +94,15 @@ def test_sums_over_neighbours_are_a_matrix_product_and_their_gradient_its_transp
     assert np.allclose(x.grad.numpy(), a.toarray().T @ up.numpy(), atol=1e-5)
 
 
-def test_a_graph_that_is_not_symmetric_has_no_gradient() -> None:
-    g = Graph(sparse.csr_array(np.array([[0.0, 1.0], [0.0, 0.0]])))
-    assert g(torch.eye(2)).tolist() == [[0.0, 1.0], [0.0, 0.0]]
-    with pytest.raises(NotImplementedError):
-        g(torch.eye(2, requires_grad=True))
+def test_a_graph_that_is_not_symmetric_has_the_gradient_of_its_transpose() -> None:
+    """Node 0 sums twice node 1: what comes back to node 1 is twice what node 0 is given."""
+    g = Graph(sparse.csr_array(np.array([[0.0, 2.0], [0.0, 0.0]])))
+    x = torch.tensor([[5.0], [7.0]], requires_grad=True)
+    y = g(x)
+    assert y.tolist() == [[14.0], [0.0]]
+    (y * torch.tensor([[3.0], [11.0]])).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [[0.0], [6.0]]
 
 
 # The vectors

@@ -24,7 +24,7 @@ class Graph(nn.Module):
 
     Args:
         matrix: ``[N, N]`` weights of the edges, a row for each node.
-        symmetric: the matrix is its own transpose; then sums have a gradient.
+        symmetric: the matrix is its own transpose; the way back is then a sum over neighbours too, and not a scatter.
     """
 
     def __init__(self, matrix: sparse.csr_array, *, symmetric: bool = False) -> None:
@@ -40,15 +40,13 @@ class Graph(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, D]`` vectors → ``[N, D]`` weighted sums over the neighbours, zero for a node without any."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            if not self.symmetric:
-                raise NotImplementedError("only sums over a symmetric graph have a gradient")
+        if self.symmetric and torch.is_grad_enabled() and x.requires_grad:
             out: Tensor = _SymmetricSum.apply(x, self)  # type: ignore[no-untyped-call]
             return out
         return self.sums(x)
 
     def sums(self, x: Tensor) -> Tensor:
-        """``[N, D]``, without a gradient."""
+        """``[N, D]``, by torch's own gradient."""
         return F.embedding_bag(
             self.columns, x, self.offsets, mode="sum", per_sample_weights=self.values.to(x.dtype),
             include_last_offset=True,
