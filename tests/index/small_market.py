@@ -53,13 +53,19 @@ def user_tower(fields: np.ndarray, mix: np.ndarray) -> bytes:
     return _model(nodes, inputs, ["embedding"], constants)
 
 
-def item_tower(titles: np.ndarray, past: np.ndarray) -> bytes:
-    """embedding = titles[item.place], history_input = past[item.place]."""
-    nodes = [helper.make_node("Gather", [table, "item.place"], [out])
-             for table, out in (("titles", "embedding"), ("past", "history_input"))]  # fmt: skip
+def own_field_tower(market: Market) -> bytes:
+    """embedding = fields[user.field]: a model without histories."""
+    nodes = [helper.make_node("Gather", ["fields", "user.field"], ["embedding"])]
+    inputs = [helper.make_tensor_value_info("user.field", TensorProto.INT32, ["B"])]
+    return _model(nodes, inputs, ["embedding"], {"fields": market.fields.astype(np.float32)})
+
+
+def item_tower(titles: np.ndarray, past: np.ndarray | None = None) -> bytes:
+    """embedding = titles[item.place], and with ``past`` history_input = past[item.place]."""
+    tables = {"embedding": titles} | ({} if past is None else {"history_input": past})
+    nodes = [helper.make_node("Gather", [f"table of {out}", "item.place"], [out]) for out in tables]
     inputs = [helper.make_tensor_value_info("item.place", TensorProto.INT32, ["N"])]
-    constants = {"titles": titles.astype(np.float32), "past": past.astype(np.float32)}
-    return _model(nodes, inputs, ["embedding", "history_input"], constants)
+    return _model(nodes, inputs, list(tables), {f"table of {k}": v.astype(np.float32) for k, v in tables.items()})
 
 
 def _model(nodes: list[Any], inputs: list[Any], outputs: list[str], constants: dict[str, np.ndarray]) -> bytes:

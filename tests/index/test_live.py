@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.index.small_market import DIM, END, HOUR, Market
+from tests.index.small_market import DIM, END, HOUR, Market, item_tower, own_field_tower
 from towers.errors import BundleError, ConfigError, DataError
 from towers.index import Fusion, Retriever
 from towers.index.bundle import write_bundle
+from towers.index.golden import Golden
 from towers.index.live_store import LiveStore
 
 TOWARDS = np.full(DIM, 10.0, np.float32)  # scores far above every item of the market
@@ -259,6 +260,22 @@ def test_without_a_store_there_is_nothing_to_write_to(retriever: Retriever) -> N
     for write in (lambda: retriever.upsert({"item": 1}), lambda: retriever.delete([1])):
         with pytest.raises(ConfigError, match=r"live='catalogue\.sqlite'"):
             write()
+
+
+def test_a_model_without_histories(fresh: Any, market: Market, tmp_path: Path) -> None:
+    plain = Market(n=30)
+    folder = fresh(
+        history_inputs=None, known_users=None, user_tower=own_field_tower(plain), item_tower=item_tower(plain.fields),
+        golden=[Golden({"field": "law"}, plain.vector("law", [], []), END)],
+    )  # fmt: skip
+    live = Retriever.open(folder, live=tmp_path / "s.sqlite")
+    live.upsert([{"item": NEW, "place": "Rome"}, {"item": NEW + 1}], np.stack([-TOWARDS, TOWARDS]))
+    live.upsert({"item": NEW + 2, "place": "Rome"})
+    live.expire([market.ids[1]], at=END)
+    assert first(live) == NEW + 1
+    assert len(live) == market.n + 3
+    assert first(reopened(live, folder)) == NEW + 1
+    live.live.store.close()
 
 
 def test_string_ids(tmp_path: Path) -> None:

@@ -221,7 +221,8 @@ class LiveItems:
         vectors, inputs = b"".join(x.vector or b"" for x in changes), b"".join(x.input or nothing for x in changes)
         if len(vectors) != 4 * dim * len(changes) or len(inputs) != 4 * width * len(changes):
             raise BundleError(f"{self.store.path}: damaged: vectors of another length than {dim}. Restore a copy")
-        return np.frombuffer(vectors, "<f4").reshape(-1, dim), np.frombuffer(inputs, "<f4").reshape(-1, width)
+        m = len(changes)
+        return np.frombuffer(vectors, "<f4").reshape(m, dim), np.frombuffer(inputs, "<f4").reshape(m, width)
 
     def _again(self, changes: Sequence[Change], fields: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats]:
         """Vectors in this space, of items written by another model: from their fields, or from the bundle."""
