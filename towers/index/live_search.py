@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from towers.features import Ragged
 from towers.index.bitmaps import Rows
 from towers.index.eligibility import Eligible
+from towers.index.exact import Found, best_of
 from towers.index.filters import Filter
 from towers.index.live_catalogue import Catalogue, Part
 from towers.index.planner import Plan
-from towers.index.search import Found, best_of
 
 
 def eligible_at(catalogue: Catalogue, at: int, condition: Filter | str | None) -> list[Eligible]:

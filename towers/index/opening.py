@@ -16,6 +16,7 @@ from towers.features import Encoders, Featurizer, IdMap, Ragged, Schema, open_en
 from towers.features import columns as c
 from towers.features.vocabulary import FIRST
 from towers.index import layout
+from towers.index.devices import check_device, searching
 from towers.index.index_file import read_index
 from towers.index.manifest import MANIFEST, bundle_id, is_count, parse_json, read_manifest
 from towers.index.recipes import IndexRecipe
@@ -67,7 +68,12 @@ class OpenBundle:
 
 
 def open_bundle(
-    root: Path, *, verify: bool = True, threads: int | None = None, encoders: Encoders = open_encoder
+    root: Path,
+    *,
+    verify: bool = True,
+    threads: int | None = None,
+    encoders: Encoders = open_encoder,
+    device: str = "cpu",
 ) -> OpenBundle:
     """Check, then read.
 
@@ -76,10 +82,13 @@ def open_bundle(
         verify: hash every file first.
         threads: for onnxruntime; None: as it likes.
         encoders: what opens a sentence encoder by its name.
+        device: ``cuda`` searches on the GPU.
 
     Raises:
         BundleError: names the file and what is wrong with it.
+        ConfigError: the device is not here.
     """
+    check_device(device)
     root = root.resolve()  # a link that moves meanwhile must not mix two bundles
     manifest = read_manifest(root, verify=verify)
     files = manifest["files"]
@@ -125,7 +134,7 @@ def open_bundle(
         context=_featurizer(root, "context", schema.context, encoders),
         items=items,
         attributes=attributes,
-        search=VectorSearch(read_index(root, embeddings, recipe, deep=verify), embeddings, recipe),
+        search=searching(read_index(root, embeddings, recipe, deep=verify), embeddings, recipe, device),
         history_inputs=inputs,
         user_ids=user_ids,
         known=known,

@@ -57,6 +57,7 @@ class Retriever:
         encoders: Encoders = open_encoder,
         live: LiveStore | str | Path | None = None,
         since: When | None = None,
+        device: str = "cpu",
     ) -> Retriever:
         """Check a bundle, open it and replay its golden queries.
 
@@ -71,15 +72,18 @@ class Retriever:
                 newer than the bundle is replayed. See ``docs/live.md``.
             since: what was written up to this moment the bundle knows itself (default: the end of its data, or the
                 moment of its export where the data have no clock).
+            device: ``cuda`` loads index and embeddings onto the GPU too and searches there; needs torch and
+                ``towers[gpu]``.
 
         Raises:
             BundleError: the bundle is damaged, incomplete or hostile, or does not answer as it did when it
                 was exported; or the store is damaged or belongs to another catalogue.
-            ConfigError: the sentence encoder of its queries is not installed, or is another model.
+            ConfigError: the sentence encoder of its queries is not installed, or is another model; or the device is
+                not here.
         """
         if threads is not None:
             faiss.omp_set_num_threads(threads)
-        retriever = cls(open_bundle(Path(path), verify=verify, threads=threads, encoders=encoders))
+        retriever = cls(open_bundle(Path(path), verify=verify, threads=threads, encoders=encoders, device=device))
         bundle = retriever._bundle
         bundle.context.check_encoders()  # known users do without, queries do not
         with layout.reading(layout.GOLDEN):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from towers.index.planner import Plan, plan
 from towers.index.probing import cells_of, pointing_away
 from towers.index.recipes import IndexRecipe
 
+if TYPE_CHECKING:
+    from towers.index.devices import DeviceVectors
+
 _faiss: Any = faiss  # keyword arguments of search parameters are not in its type stubs
 
 
@@ -37,11 +40,13 @@ class VectorSearch:
         index: FAISS index by inner product over the rows of ``embeddings``; None: every item is scored.
         embeddings: ``[N, D]`` float32, possibly memory-mapped, or ``StoredVectors``.
         recipe: what the index was built with, resolved.
+        device: the embeddings once more on a GPU, for exact search there; None: the CPU searches.
     """
 
     index: Any  # faiss.Index | None; the type stubs know few of its attributes
     embeddings: NDArray[np.float32]
     recipe: IndexRecipe
+    device: DeviceVectors | None = None
 
     def search(
         self,
@@ -87,6 +92,8 @@ class VectorSearch:
             self.recipe, n, dim, eligible, k, excluded=excluded, queries=len(queries),
             exact=exact or self.index is None,
         )  # fmt: skip
+        if self.device is not None and allowed is not None:  # FAISS ignores selectors on a GPU, which scores all soon
+            way = replace(way, route="exact", fetch=min(k + excluded, eligible), nprobe=0)
         again = np.zeros(len(queries), np.bool_)
         if not way.fetch or not len(queries):
             return nothing(len(queries), k), way
@@ -110,6 +117,8 @@ class VectorSearch:
 
     def exact(self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64] | None = None) -> Found:
         """The ``k`` best of all items, or of the given rows, by scoring each: ``[Q, min(k, len)]``."""
+        if self.device is not None:
+            return self.device.search(queries, k, rows)
         return exact_search(queries, self.embeddings, k, rows)
 
     def _probe(self, queries: NDArray[np.float32], way: Plan, allowed: Rows) -> tuple[Found, NDArray[np.bool_]]:

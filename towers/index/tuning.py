@@ -166,6 +166,7 @@ def tune(
     """
     if not len(queries):
         raise ConfigError("no query vectors to tune the index with; the held-out split has no users")
+    similarity.check(embeddings, "item embeddings")
     n, deadline = len(embeddings), time.monotonic() + auto.seconds
     kinds = [k for k in _ORDER if k in auto.kinds]
     screened: list[Candidate] = []
