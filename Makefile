@@ -6,7 +6,7 @@ RUN := runs/market/latest
 SHOWN := '[title,employer,place,salary]'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench bench-scale serving-check clean
+.PHONY: help setup demo test lint format bench bench-index bench-scale serving-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,9 @@ bench-scale: $(VENV)/installed ## reading, growth and a large table, in 30 minut
 	$(BIN)/python -m benchmarks.reading
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.tables --rows 10000000
+
+bench-index: $(VENV)/installed ## kinds of index against other libraries: make bench-index ARGS="--run runs/melo/latest"
+	$(BIN)/python -m benchmarks.index $(ARGS)
 
 serving-check: $(VENV)/installed ## a bundle is served by `pip install .[cpu]` alone: no torch, no Lightning
 	$(PYTHON) -m venv $(VENV)-serving

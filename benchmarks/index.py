@@ -172,7 +172,7 @@ def scann_points(items: np.ndarray, m: int, ef: int) -> Iterator[Point]:
     made = scann.scann_ops_pybind.builder(items, K, "dot_product").set_n_training_threads(1)
     made = made.tree(leaves, leaves // 20, training_sample_size=min(len(items), 250_000))
     searcher = made.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(4 * K).build()
-    for share in (0.02, 0.04, 0.08, 0.16):
+    for share in (0.08, 0.16, 0.32, 0.64):
         for reorder in (2 * K, 4 * K, 10 * K):
             probed = max(1, round(share * leaves))
 
