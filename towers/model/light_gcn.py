@@ -179,9 +179,7 @@ class LightGCN(RetrievalModel):
 
     def truncate(self, dim: int) -> None:
         """Cut embeddings to their first ``dim`` dimensions."""
-        if not 1 <= dim <= self.dim:
-            raise ConfigError(f"dim={dim}: the run's vectors have {self.dim} dimensions; give 1 to {self.dim}")
-        self.dim = dim
+        self._cut(dim)
 
     def train(self, mode: bool = True) -> LightGCN:
         """Switch the mode. Evaluation starts with everything propagated: an exporter traces look-ups, not the graph."""

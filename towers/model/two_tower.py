@@ -118,6 +118,12 @@ class RetrievalModel(nn.Module):
         """
         raise ConfigError(f"dim={dim}: the vectors of this kind of model cannot be cut; leave dim out")
 
+    def _cut(self, dim: int) -> None:
+        """``truncate`` of models whose vectors have prefixes."""
+        if not 1 <= dim <= self.dim:
+            raise ConfigError(f"dim={dim}: the run's vectors have {self.dim} dimensions; give 1 to {self.dim}")
+        self.dim = dim
+
 
 class TwoTower(RetrievalModel):
     """Query tower over users (with their histories and the request's context), candidate tower over items.
@@ -210,9 +216,7 @@ class TwoTower(RetrievalModel):
 
     def truncate(self, dim: int) -> None:
         """Cut embeddings to their first ``dim`` dimensions."""
-        if not 1 <= dim <= self.dim:
-            raise ConfigError(f"dim={dim}: the run's vectors have {self.dim} dimensions; give 1 to {self.dim}")
-        self.dim = dim
+        self._cut(dim)
 
     def _finish(self, vectors: Tensor) -> Tensor:
         """``[n, ·]`` → ``[n, D]``."""
