@@ -10,38 +10,51 @@ from __future__ import annotations
 import duckdb
 import pyarrow as pa
 
+from data.blocks import ContextSpec
 from data.entities import Entities, check_parsed, value_sql
 from data.sources import Source, quote
-from data.spec import ContextSpec
 
-_PREFIX = "context."  # of the log's context columns, which may be called "user" or "time" in the files
+PREFIX = "context."  # of the log's context columns, which may be called "user" or "time" in the files
 
 
-def select_sql(con: duckdb.DuckDBPyConnection, s: Source, spec: ContextSpec) -> str:
-    """The context columns of one file of the log, to be appended to a list of expressions.
+def check(con: duckdb.DuckDBPyConnection, s: Source, spec: ContextSpec) -> None:
+    """Stop unless the context columns are in the log, and can be read.
 
     Raises:
         DataError: a column is missing, of the wrong type, or holds values that cannot be read.
     """
     s.require(list(spec.columns), "context.features")
-    out = ""
     for name in spec.columns:
         sql = value_sql(s, name, spec, "context")
         if sql != quote(name):
             check_parsed(con, s, name, sql, "numbers")
-        out += f", {sql} AS {quote(_PREFIX + name)}"
-    return out
 
 
-def number(con: duckdb.DuckDBPyConnection, spec: ContextSpec) -> Entities:
-    """The distinct contexts of the view ``log``, in the order of their values; also as the table ``context_ids``."""
-    names = [quote(_PREFIX + name) for name in spec.columns]
+def select_sql(s: Source, spec: ContextSpec) -> str:
+    """The context columns of some files of the log, to be appended to a list of expressions."""
+    return "".join(f", {value_sql(s, n, spec, 'context')} AS {quote(PREFIX + n)}" for n in spec.columns)
+
+
+def names_sql(spec: ContextSpec) -> list[str]:
+    """The context columns of the log, as SQL has them."""
+    return [quote(PREFIX + name) for name in spec.columns]
+
+
+def number(con: duckdb.DuckDBPyConnection, spec: ContextSpec, log: str = "log") -> Entities:
+    """The distinct contexts of a log, in the order of their values; also as the table ``context_ids``.
+
+    Args:
+        con: a connection.
+        spec: the ``context`` block.
+        log: a table that holds every context at least once.
+    """
+    names = names_sql(spec)
     every, nothing = ", ".join(names), " AND ".join(f"{n} IS NULL" for n in names)
     kinds = ", ".join(f"NULL AS {n}" for n in names)
     con.execute(
         f"""CREATE OR REPLACE TEMP TABLE context_ids AS
         SELECT {every}, (row_number() OVER (ORDER BY {every}))::INTEGER AS row
-        FROM (SELECT DISTINCT {every} FROM log WHERE NOT ({nothing}))
+        FROM (SELECT DISTINCT {every} FROM {log} WHERE NOT ({nothing}))
         UNION ALL BY NAME SELECT {kinds}, 0::INTEGER AS row"""
     )
     table = con.sql("SELECT * FROM context_ids ORDER BY row").to_arrow_table()
@@ -51,5 +64,4 @@ def number(con: duckdb.DuckDBPyConnection, spec: ContextSpec) -> Entities:
 
 def join_sql(spec: ContextSpec, log: str, contexts: str) -> str:
     """The condition under which a row of the log has a context."""
-    names = [quote(_PREFIX + name) for name in spec.columns]
-    return " AND ".join(f"{log}.{n} IS NOT DISTINCT FROM {contexts}.{n}" for n in names)
+    return " AND ".join(f"{log}.{n} IS NOT DISTINCT FROM {contexts}.{n}" for n in names_sql(spec))

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.blocks import ContextSpec, EntitySpec, Limit, ListSpec, TimeSpec
 from data.sources import Source, literal, open_source, quote
-from data.spec import ContextSpec, EntitySpec, Limit, ListSpec, TimeSpec
 from data.values import id_sql, id_type, timestamp_sql
 from towers.errors import DataError
 from towers.features import Feature, Kind
@@ -46,12 +46,6 @@ class Entities:
     group: pa.Array | None = None
     family: pa.Array | None = None
     counts: Mapping[str, int] | None = None
-
-
-def from_log(con: duckdb.DuckDBPyConnection, side: str) -> Entities:
-    """The distinct ids of the log, where a side has no table of its own."""
-    ids = con.sql(f"SELECT DISTINCT {side} AS id FROM log WHERE {side} IS NOT NULL ORDER BY id").to_arrow_table()["id"]
-    return only_ids(side, ids.combine_chunks())
 
 
 def only_ids(side: str, ids: pa.Array) -> Entities:

@@ -1,21 +1,22 @@
-"""The log as one SQL query: canonical columns, row numbers, and the fault of each row, sorted by user.
+"""The log in SQL: canonical columns, row numbers, and the fault of each row.
 
-DuckDB does what databases do well (scan, join, sort, spill); its answer is streamed to numpy, where the
-split rules and history offsets are computed on whole users.
+Engines do what databases do well (scan, join, sort, spill); their answer is streamed to numpy, where the split rules
+and the ends of histories are computed on whole users (``data.consumer``). What reads a value (``Log.select``) is
+written for DuckDB, which reads every file; what numbers the rows (``Log.numbered``), in words that DuckDB and Spark
+both understand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from data import contexts
-from data.numbering import Numbering
 from data.sources import Source, literal, open_source, quote
 from data.spec import DatasetSpec
 from data.values import id_sql, id_type, order_sql, time_sql
@@ -30,6 +31,7 @@ FAULT_CODES = {
 }  # fmt: skip
 # What a column holds where the log has none; such columns are spared the way through the sort.
 _DEFAULTS = {c.TIME: np.int64(0), c.ACTION: np.int8(0), c.WEIGHT: np.float32(1), c.SPLIT: np.int8(0)}
+_MOST = 3.4028235e38  # of a FLOAT
 PLAUSIBLE_US = (-2_208_988_800_000_000, 4_102_444_800_000_000)  # 1900 … 2100
 
 
@@ -65,11 +67,13 @@ class Events:
 class Log:
     """The configured log: sources opened, types agreed, ready to be numbered and sorted.
 
-    Creates the view ``log`` in ``con`` with columns user, item, time, action, weight, split, and those of the context.
+    Args:
+        con: looks at the files; and evaluates what ``select`` returns, here or elsewhere.
+        spec: the data config.
+        splits: names of the splits, by code.
 
-    Attributes:
-        numbering: rows of users, filled by ``sorted``, where users are the integer ids of the log. Else None, and the
-            table ``user_ids`` numbers them: strings sort so much slower than integers that a join is the cheaper way.
+    Raises:
+        DataError: a column is missing or of the wrong type, or the files disagree.
     """
 
     def __init__(self, con: duckdb.DuckDBPyConnection, spec: DatasetSpec, splits: tuple[str, ...]) -> None:
@@ -82,8 +86,8 @@ class Log:
             _check_zone(con, e.time.timezone)
         self.user_type = self._id_type(e.user)
         self.item_type = self._id_type(e.item)
-        self.numbering = Numbering() if self.user_type == "int64" and not spec.users.files else None
-        con.execute(f"CREATE OR REPLACE TEMP VIEW log AS {self._union(positioned=False)}")
+        for _, s in self.sources:
+            contexts.check(con, s, spec.context)
 
     def _id_type(self, column: str) -> str:
         """``int64`` or ``string``, the same in every source."""
@@ -98,18 +102,32 @@ class Log:
             )
         return next(iter(known), "string")
 
-    def _union(self, positioned: bool) -> str:
-        parts = (self._select(name, s, positioned) for name, s in self.sources)
-        return " UNION ALL ".join(parts)
+    @property
+    def shown(self) -> str:
+        """The files, for errors."""
+        return "; ".join(s.shown for _, s in self.sources)
 
-    def _select(self, split: str, s: Source, positioned: bool) -> str:
+    def union(self, positioned: bool = False) -> str:
+        """The whole log; see ``select``."""
+        return " UNION ALL ".join(self.select(name, s, positioned) for name, s in self.sources)
+
+    def select(self, split: str, s: Source, positioned: bool = False) -> str:
+        """Canonical columns of a source, or of some of its files, in the SQL of DuckDB.
+
+        They are user, item, time, action, weight, split, and those of the context.
+
+        Args:
+            split: the split that these files are given to, or nothing.
+            s: the files.
+            positioned: with the raw values as text (``_user``, ``_item`` …), and ``_file`` and ``_row``.
+        """
         e = self.spec.events
         order = order_sql(e.order, s) if e.order else "0"
         where = "".join(f", {quote(col)}::VARCHAR AS _{name}" for name, col in self.raw.items()) + ", _file, _row"
         return f"""SELECT {id_sql(e.user, self.user_type)} AS user, {id_sql(e.item, self.item_type)} AS item,
             {time_sql(e, s) if e.time else order}::BIGINT AS time, {self._action()}::TINYINT AS action,
             {f"TRY_CAST({quote(e.weight)} AS FLOAT)" if e.weight else "1::FLOAT"} AS weight,
-            {self._split(split)}::TINYINT AS split{contexts.select_sql(self.con, s, self.spec.context)}
+            {self._split(split)}::TINYINT AS split{contexts.select_sql(s, self.spec.context)}
             {where if positioned else ""}
             FROM {s.positioned() if positioned else s.sql}"""
 
@@ -149,7 +167,9 @@ class Log:
         conditions = {
             "null_key": "e.user IS NULL OR e.item IS NULL",
             "bad_time": f"e.time IS NULL{plausible}" if e.time or e.order else None,
-            "bad_weight": "e.weight IS NULL OR NOT isfinite(e.weight) OR e.weight < 0" if e.weight else None,
+            "bad_weight": f"e.weight IS NULL OR isnan(e.weight) OR e.weight NOT BETWEEN 0 AND {_MOST}"
+            if e.weight
+            else None,
             "unknown_action": "e.action < 0" if e.action else None,
             "unknown_split": "e.split < 0" if e.split else None,
             "unknown_user": "u.row IS NULL" if spec.users.files else None,
@@ -158,69 +178,74 @@ class Log:
         }
         return {name: condition for name, condition in conditions.items() if condition}
 
-    def _columns(self) -> dict[str, str]:
-        """The columns of ``Events`` that vary, in the order in which they sort the log."""
+    def columns(self, numbered: bool = True) -> dict[str, str]:
+        """The columns of ``Events`` that vary, in the order in which they sort the log.
+
+        That order is total: (user, split, time, item, action, context), nulls last, and the heaviest first.
+
+        Args:
+            numbered: users by their rows in ``user_ids``; else by their ids.
+        """
         there = {"user", "item", *self.raw} | ({"split"} if self.sources[0][0] else set())
         columns = {
-            "user": "e.user" if self.numbering else "coalesce(u.row, -1)",
+            "user": "coalesce(u.row, -1)" if numbered else "e.user",
             "split": "e.split",
             "time": "coalesce(e.time, 0)",
             "item": "coalesce(i.row, -1)",
             "action": "e.action",
             "context": "x.row",
-            "weight": "coalesce(e.weight, 0)",
+            "weight": "coalesce(e.weight, CAST(0 AS FLOAT))",
         }
         if self.spec.context.features:
             there.add("context")
         return {name: sql for name, sql in columns.items() if name in there}
 
-    def _numbered(self, columns: Mapping[str, str], positioned: bool = False) -> str:
-        """Columns of the log, and the code of each row's first fault (0: none).
+    def numbered(self, columns: Mapping[str, str], log: str = "log", users: bool = True) -> str:
+        """Columns of the log, and the code of each row's first fault (0: none), in the SQL of every engine.
 
-        Needs the table ``item_ids(item, row, expires)``; ``user_ids(user, row)`` where ``numbering`` is None; and
-        ``context_ids`` (see ``contexts``) where there is a context.
+        Args:
+            columns: name → expression of ``e`` (the log), ``u``, ``i`` and ``x`` (the tables of row numbers).
+            log: the table that holds what ``select`` returns. There are also ``item_ids(item, row, expires)``, and
+                ``context_ids`` (see ``contexts``) where there is a context.
+            users: whether there is ``user_ids(user, row)``.
         """
         cases = " ".join(f"WHEN {condition} THEN {FAULT_CODES[name]}" for name, condition in self._faults().items())
         values = "".join(f"{sql} AS {quote(name)}, " for name, sql in columns.items())
-        log = f"({self._union(positioned=True)})" if positioned else "log"
-        joins = "" if self.numbering else " LEFT JOIN user_ids u ON e.user = u.user"
+        joins = " LEFT JOIN user_ids u ON e.user = u.user" if users else ""
         if self.spec.context.features:
             joins += f" LEFT JOIN context_ids x ON {contexts.join_sql(self.spec.context, 'e', 'x')}"
-        return f"""SELECT {values}(CASE {cases} ELSE 0 END)::TINYINT AS fault
+        return f"""SELECT {values}CAST(CASE {cases} ELSE 0 END AS TINYINT) AS fault
             FROM {log} e LEFT JOIN item_ids i ON e.item = i.item{joins}"""
 
-    def sorted(self, rows: int = 1 << 20) -> Iterator[tuple[Events, NDArray[np.int8]]]:
-        """Batches of (rows, fault codes), by (user, split, time, item, action, context) and weight: a total order."""
-        columns = self._columns()
-        order = ", ".join(f"{i} DESC" if name == "weight" else f"{i} NULLS LAST" for i, name in enumerate(columns, 1))
-        for batch in self.con.sql(f"{self._numbered(columns)} ORDER BY {order}").to_arrow_reader(rows):
-            arrays = {name: np.full(len(batch), value) for name, value in _DEFAULTS.items() if name not in columns}
-            if self.numbering:
-                arrays["user"] = self.numbering.rows(batch["user"])
-            for name in columns.keys() - arrays.keys():
-                arrays[name] = batch[name].to_numpy(zero_copy_only=False)
-            yield Events(**arrays), batch["fault"].to_numpy(zero_copy_only=False)
-
-    def reject(self, fault: str, folder: Path) -> str:
-        """Write all rows with this fault, as they are, to ``folder/FAULT.parquet``; say where the first one is."""
+    def rejects(self, fault: str, log: str, users: bool = True) -> str:
+        """The rows with this fault, as they are, each with its file and row, in the SQL of every engine."""
         columns = {name: f"e._{name}" for name in self.raw} | {"file": "e._file", "row": "e._row"}
-        query = f"SELECT * EXCLUDE (fault) FROM ({self._numbered(columns, positioned=True)}) WHERE fault = "
-        folder.mkdir(parents=True, exist_ok=True)
-        path = literal(str(folder / f"{fault}.parquet"))
-        self.con.execute(f"COPY ({query}{FAULT_CODES[fault]} ORDER BY file, row) TO {path} (FORMAT parquet)")
-        first = self.con.sql(f"SELECT * FROM read_parquet({path}) LIMIT 1").to_arrow_table().to_pylist()[0]
+        names = ", ".join(map(quote, columns))
+        return f"SELECT {names} FROM ({self.numbered(columns, log, users)}) WHERE fault = {FAULT_CODES[fault]}"
+
+    def blame(self, fault: str, first: Mapping[str, object]) -> str:
+        """Where the first row with a fault is, and what it says.
+
+        Args:
+            fault: its name.
+            first: that row, as ``rejects`` returns it.
+        """
         name = _BLAME[fault] if fault != "null_key" else c.USER if first[c.USER] is None else c.ITEM
         values = ", ".join(f"{self.raw[n]} {first[n]!r}" for n in dict.fromkeys((c.USER, c.ITEM, name)) if n in first)
         return f"first in {first['file']}, column {self.raw[name]!r}, row {first['row']} (counted from 0): {values}"
 
-    def where_repeated(self, user: object, item: object) -> str:
-        """Which rows hold a (user, item) pair that repeats itself."""
-        rows = self.con.execute(
-            f"SELECT _file, _row FROM ({self._union(positioned=True)}) WHERE user = ? AND item = ? ORDER BY ALL",
-            [user, item],
-        ).fetchall()
-        places = ", ".join(f"{file} row {row}" for file, row in rows[:5])
-        return f"first for user {user!r}, item {item!r}: {places} (counted from 0)"
+
+def as_events(batch: pa.RecordBatch, user: NDArray[np.int32] | None = None) -> tuple[Events, NDArray[np.int8]]:
+    """A batch of the numbered and sorted log, and the fault code of each row.
+
+    Args:
+        batch: columns of ``Log.columns`` and ``fault``.
+        user: ``[n]`` rows of the users, where the batch does not have them.
+    """
+    names = [n for n in batch.schema.names if n != "fault"]
+    arrays = {n: np.full(len(batch), value) for n, value in _DEFAULTS.items() if n not in names}
+    arrays |= {n: batch[n].to_numpy(zero_copy_only=False) for n in names if n != "user" or user is None}
+    return Events(**arrays | ({} if user is None else {"user": user})), batch["fault"].to_numpy(zero_copy_only=False)
 
 
 # The value that a fault is about.

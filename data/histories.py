@@ -2,7 +2,7 @@
 
 The history log holds the history-eligible events of every user, sorted by (user, stage, time), where
 the stage is 0 for train, 1 for valid and 2 for every test split. What an example may see is then always
-a prefix of its user's part: ``log[start[user] : history_end]``.
+a prefix of its user's part, and stored as the length of that prefix: it depends on no other user's rows.
 
 * With a clock or an order: events strictly earlier in (stage, time). Ties are left out, since nobody can
   say which came first.
@@ -27,7 +27,7 @@ def stage(split: NDArray[np.int8]) -> NDArray[np.int8]:
 def history_ends(
     user: NDArray[np.int32], stages: NDArray[np.int8], time: Ints, eligible: NDArray[np.bool_], clock: str
 ) -> Ints:
-    """Number of eligible rows, counted from the first row, that precede what each row may not see.
+    """Number of eligible rows of the same user that precede what each row may not see.
 
     Args:
         user: ``[n]``, sorted; whole users only.
@@ -37,22 +37,24 @@ def history_ends(
         clock: ``time``, ``order`` or ``none``.
 
     Returns:
-        ``[n]`` positions in the log of eligible rows (0 is the first row's).
+        ``[n]`` lengths of prefixes of the user's eligible rows.
     """
     n = len(user)
     if n == 0:
         return np.zeros(0, np.int64)
     before = np.concatenate([[0], np.cumsum(eligible)]).astype(np.int64)  # eligible rows before row i
-    new = np.empty(n, bool)
-    new[0] = True
-    np.not_equal(user[1:], user[:-1], out=new[1:])
+    first = np.empty(n, bool)  # rows of their users
+    first[0] = True
+    np.not_equal(user[1:], user[:-1], out=first[1:])
+    new = first.copy()
     new[1:] |= stages[1:] != stages[:-1]
     if clock != "none":
         new[1:] |= time[1:] != time[:-1]
     starts = np.flatnonzero(new)
     sizes = np.diff(np.append(starts, n))
+    earlier = before[np.flatnonzero(first)][(np.cumsum(first) - 1)[starts]]  # rows of the users before
     if clock != "none":
-        return np.repeat(before[starts], sizes)
+        return np.repeat(before[starts] - earlier, sizes)
     # without a clock a training block sees itself whole; later stages see what precedes them
     ends = np.where(stages[starts] == 0, before[starts + sizes], before[starts])
-    return np.repeat(ends, sizes)
+    return np.repeat(ends - earlier, sizes)

@@ -2,7 +2,7 @@
 
 ::
 
-    log ──DuckDB: scan, join ids, sort by user──▶ stream of whole users
+    log ──engine (DuckDB or Spark): scan, join ids, sort by user──▶ whole users
           ├─ faults set aside, duplicates dropped          rejected/
           ├─ split rule, order within the split            examples/BUCKET-GENERATION.parquet
           └─ history-eligible events                       history/BUCKET-GENERATION.parquet
@@ -15,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data import contexts, entities
+from data import entities, faults, splits, writer
+from data.blocks import CANDIDATES, TaskSpec
+from data.consumer import Repeated, Rules, is_random
+from data.duckdb_engine import DuckDBEngine
+from data.engines import Engine, Progress, boundaries
 from data.events import Log
 from data.files import File, resolve, unregister
 from data.numbering import Numbering
 from data.sources import READ_ERRORS, open_source, unreadable
-from data.spec import CANDIDATES, DatasetSpec, TaskSpec
-from data.stream import Progress, Stream
+from data.spec import DatasetSpec
 from data.values import id_sql, id_type
 from data.writer import FORMAT_VERSION, atomic_folder, describe_files, write_json
 from towers.errors import ConfigError, DataError
@@ -61,7 +65,8 @@ def all_files(spec: DatasetSpec) -> tuple[File, ...]:
 def fingerprint(spec: DatasetSpec) -> str:
     """Hash of the config and of the sizes and times of the files it names: equal means up to date."""
     stats = [(f.shown, f.size, f.changed_ns) for f in all_files(spec)]
-    text = json.dumps([FORMAT_VERSION, asdict(spec), stats], sort_keys=True, default=str)
+    config = {k: v for k, v in asdict(spec).items() if k not in ("engine", "spark")}  # all engines write the same
+    text = json.dumps([FORMAT_VERSION, config, stats], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -92,7 +97,9 @@ def prepare(
         con = duckdb.connect(config={"threads": threads, "memory_limit": memory, "temp_directory": spill})
         con.execute("SET TimeZone='UTC'; SET preserve_insertion_order=true")
         try:
-            _prepare(con, spec, out, mark, progress, encoders)
+            log = Log(con, spec, spec.split_names)
+            with _engine(con, spec, log, Path(spill)) as engine:
+                _prepare(con, spec, log, engine, out, mark, progress, encoders)
         except duckdb.OutOfMemoryException as e:
             raise ConfigError(f"{memory} of memory do not suffice to prepare {spec.name}; set memory to more") from e
         except READ_ERRORS as e:
@@ -103,33 +110,64 @@ def prepare(
     return target
 
 
+@contextmanager
+def _engine(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, log: Log, work: Path) -> Iterator[Engine]:
+    if spec.engine == "spark":
+        from data.spark_engine import spark_engine  # PySpark is an extra
+
+        with spark_engine(con, log, work) as engine:
+            yield engine
+    else:
+        yield DuckDBEngine(con, log)
+
+
 def _prepare(
-    con: duckdb.DuckDBPyConnection, spec: DatasetSpec, out: Path, mark: str, progress: Progress, encoders: Encoders
+    con: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    log: Log,
+    engine: Engine,
+    out: Path,
+    mark: str,
+    progress: Progress,
+    encoders: Encoders,
 ) -> None:
-    names = spec.split_names
     progress("reading users and items", 0.0)
-    log = Log(con, spec, names)
-    users = log.numbering or _side(con, "user", spec, log)
-    items = _side(con, "item", spec, log)
-    requests = contexts.number(con, spec.context) if spec.context.features else None
+    users = engine.numbering or _side(con, "user", spec, log, engine)
+    items = _side(con, "item", spec, log, engine)
+    requests = engine.contexts() if spec.context.features else None
     progress("sorting the log", 0.1)
-    stream = Stream(con, spec, log, users, items, out, requests)
-    stream.run(progress)
-    counts, rejected = stream.check()
+    repeated = Repeated(
+        spec, out, lambda rows: users.ids.take(pa.array(rows)), lambda rows: items.ids.take(pa.array(rows))
+    )
+    rules = _rules(con, spec, engine, items, 0 if requests is None else len(requests.ids))
+    found = engine.run(rules, users, out, repeated, progress)
+    repeated.parts.close()
+    tally = found.tally
+
+    def where(fault: str) -> str:
+        if fault != "duplicate":
+            return engine.reject(fault, out / "rejected")
+        assert repeated.first is not None
+        return engine.where_repeated(*repeated.first)
+
+    faults.check(spec, tally, log.shown, where)
     if isinstance(users, Numbering):
         users = entities.only_ids("user", users.ids)
         _number(con, "user", users)
+    for side in (users, items):
+        tally.faults.update(side.counts or {})
 
     progress("encoding features", 0.8)
     schema = _schema(spec, log)
-    sides = {"item": (items, stream.item_events), "user": (users, stream.user_events)}
+    sides = {"item": (items, tally.item_events), "user": (users, tally.of_users(len(users.ids)))}
     if requests is not None:
-        sides["context"] = requests, stream.context_events
+        sides["context"] = requests, tally.context_events
     _write_sides(out, schema, sides, encoders)
     progress("writing tasks", 0.95)
     tasks = {n: t for n, t in spec.tasks if not (spec.refit and "valid" in t.targets)}
     for name, task in tasks.items():
         _write_task(con, out, name, task, spec, log)
+    rows = {name: n for name, n in found.files.items() if name.startswith("examples/")}
     write_json(
         out / "dataset.json",
         {
@@ -139,28 +177,50 @@ def _prepare(
             "fingerprint": mark,
             "schema": schema.to_json(),
             "schema_hash": schema.hash,
-            "splits": list(names),
-            "split": {**asdict(spec.split), "boundaries_us": stream.bounds},
+            "splits": list(log.splits),
+            "split": {**asdict(spec.split), "boundaries_us": rules.bounds},
             "select": spec.select,
             "tasks": {n: asdict(t) for n, t in tasks.items()},
             "attributes": {"users": list(spec.users.attributes), "items": list(spec.items.attributes)},
-            "counts": {"users": len(users.ids), "items": len(items.ids), **counts}
+            "counts": {
+                "users": len(users.ids),
+                "items": len(items.ids),
+                "log_rows": tally.rows,
+                "examples": sum(rows.values()),
+                "history": sum(found.files.values()) - sum(rows.values()),
+                "positives": {name: tally.positives[name] for name in log.splits},
+            }
             | ({} if requests is None else {"contexts": len(requests.ids)}),
-            "rejected": rejected,
-            "time_us": [stream.first, stream.last] if spec.events.clock == "time" else None,
-            "files": describe_files(out, {**stream.examples.files, **stream.history.files, **stream.repeated.files}),
+            "rejected": {name: n for name, n in sorted(tally.faults.items()) if n},
+            "time_us": [tally.first, tally.last] if spec.events.clock == "time" else None,
+            "files": describe_files(out, {**found.files, **repeated.parts.files}),
         },
     )
     progress("done", 1.0)
 
 
-def _side(con: duckdb.DuckDBPyConnection, side: str, spec: DatasetSpec, log: Log) -> entities.Entities:
+def _rules(
+    con: duckdb.DuckDBPyConnection, spec: DatasetSpec, engine: Engine, items: entities.Entities, contexts: int
+) -> Rules:
+    families = items.ids if items.family is None else items.family
+    return Rules(
+        spec=spec,
+        splits=spec.split_names,
+        group=np.arange(len(items.ids)) if items.group is None else items.group.to_numpy(),
+        family_hashes=splits.id_hashes(con, families) if is_random(spec) else None,
+        contexts=contexts,
+        bounds=boundaries(spec, engine),
+        users_per_bucket=writer.USERS_PER_BUCKET,
+    )
+
+
+def _side(con: duckdb.DuckDBPyConnection, side: str, spec: DatasetSpec, log: Log, engine: Engine) -> entities.Entities:
     """A side's table, or the ids of the log; also as the table ``SIDE_ids``."""
     block, kind = (spec.users, log.user_type) if side == "user" else (spec.items, log.item_type)
     if block.files:
         ents = entities.read(con, block, spec.source, side, kind, spec.faults, spec.events.time)
     else:
-        ents = entities.from_log(con, side)
+        ents = entities.only_ids(side, engine.ids(side))
     _number(con, side, ents)
     return ents
 

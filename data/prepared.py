@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data.blocks import TaskSpec
 from data.parts import RowGroups
-from data.spec import TaskSpec
 from data.writer import FORMAT_VERSION
 from towers.errors import ConfigError, DataError
 from towers.features import Featurizer, Ragged, Schema
@@ -233,7 +233,7 @@ class PreparedDataset:
             _times(table),
             column(c.WEIGHT),
             column(c.SPLIT),
-            column(c.HISTORY_END),
+            self.history_bounds[0][column(c.USER_ROW)] + column(c.HISTORY_END),
             column(c.CONTEXT_ROW) if c.CONTEXT_ROW in table.column_names else None,
             column(c.ACTION),
         )

@@ -158,7 +158,7 @@ class TrainingParts:
                 for name in names:
                     column = (batch[name].cast(pa.int64()) if name == c.TIME else batch[name]).to_numpy()
                     rows[_FIELDS[name][0]] = column if len(rows) == len(column) else column[chosen]
-                rows["history_end"] += events_before - int(offsets[first])
+                rows["history_end"] += offsets[rows["user"]] + (events_before - int(offsets[first]))
                 np.add(rows["user"], users_before - first, out=rows["place"])
             users_before += stop - first
             events_before += int(offsets[stop] - offsets[first])

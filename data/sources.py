@@ -206,6 +206,8 @@ def _json(con: duckdb.DuckDBPyConnection, files: tuple[File, ...]) -> Source:
     # a column is JSON where its values are of several types, or all null
     unclear = [n for n, t in columns.items() if t == "JSON"]
     columns |= dict.fromkeys((n for n in unclear if not _any(con, guess, n)), "VARCHAR")
+    # … and HUGEINT where some are negative, as others are taken for unsigned
+    columns |= dict.fromkeys((n for n, t in columns.items() if t == "HUGEINT" and _fits(con, guess, n)), "BIGINT")
     types = ", ".join(f"{literal(n)}: {literal(t)}" for n, t in columns.items())
     s = _described(con, files, "read_json", f", format='newline_delimited', columns={{{types}}}")
     mixed = {n: _several_types(con, s, n) for n in unclear if columns[n] == "JSON"}
@@ -214,6 +216,12 @@ def _json(con: duckdb.DuckDBPyConnection, files: tuple[File, ...]) -> Source:
 
 def _any(con: duckdb.DuckDBPyConnection, table: str, column: str) -> bool:
     return bool(con.execute(f"SELECT count({quote(column)}) FROM {table}").fetchall()[0][0])
+
+
+def _fits(con: duckdb.DuckDBPyConnection, table: str, column: str) -> bool:
+    """Whether all integers of a column are of 64 bits."""
+    query = f"SELECT bool_and({quote(column)} BETWEEN {-(2**63)} AND {2**63 - 1}) FROM {table}"
+    return bool(con.execute(query).fetchall()[0][0])
 
 
 def _several_types(con: duckdb.DuckDBPyConnection, s: Source, column: str) -> str:

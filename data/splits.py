@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data.blocks import SplitSpec
 from data.instants import DAY_US, DAYS, instant, iso
-from data.spec import SplitSpec
 from towers.errors import ConfigError
 
 TRAIN, VALID, TEST, LEFT_OUT = 0, 1, 2, -1

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data.blocks import TaskSpec
 from data.histories import stage
 from data.prepared import Examples, PreparedDataset, ragged_slices
 from data.queries import query_batches
-from data.spec import TaskSpec
 from towers.errors import DataError
 from towers.evaluation.task import Task
 from towers.features import Ragged

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import duckdb
 
+from data.blocks import EventsSpec
 from data.sources import Source, literal, quote
-from data.spec import EventsSpec
 from towers.errors import DataError
 
 _UNIT_US = {"s": 1_000_000, "ms": 1_000, "us": 1}

@@ -26,7 +26,7 @@ from towers.features import columns as c
 # Users of one bucket share a part. New users are numbered after the old ones, so that newer logs add
 # buckets and generations and rewrite none.
 USERS_PER_BUCKET = 1 << 18
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _ROW_GROUP = 1 << 19  # rows
 _SCATTERED = {c.ITEM_ROW, c.TIME}  # within a user: compression finds nothing in them
 _RISING = {c.HISTORY_END}
@@ -39,8 +39,16 @@ class Parts:
     A thread of its own encodes and writes, while the caller already works on the next rows.
     """
 
-    def __init__(self, root: Path, folder: str, generation: int = 0, name: str | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        folder: str,
+        generation: int = 0,
+        name: str | None = None,
+        users_per_bucket: int | None = None,
+    ) -> None:
         self._root, self._folder, self._generation, self._name = root, folder, generation, name
+        self._users = users_per_bucket or USERS_PER_BUCKET
         self._bucket = -1
         self._writer: pq.ParquetWriter | None = None
         self._held: list[pa.Table] = []  # rows that do not fill a row group yet
@@ -53,7 +61,7 @@ class Parts:
         """Append rows; ``user`` are their user rows, not before those of earlier calls."""
         if not len(user):
             return
-        buckets = user // USERS_PER_BUCKET
+        buckets = user // self._users
         cuts = np.append(np.flatnonzero(np.diff(buckets, prepend=-1)), len(user))
         for start, stop in pairwise(cuts):
             self._append(int(buckets[start]), table.slice(start, stop - start))

@@ -32,6 +32,7 @@ HEAVY = {
     "omegaconf": lambda f: f.startswith("pipeline/"),
     "wandb": lambda f: False,
     "duckdb": lambda f: f.startswith("data/"),
+    "pyspark": lambda f: f == "data/spark_engine.py",
     "faiss": lambda f: f.startswith("towers/index/"),
     "matplotlib": lambda f: f in {"towers/evaluation/pictures.py", "towers/index/tuning_told.py"},
 }  # fmt: skip

@@ -35,7 +35,7 @@ def test_history_ends_against_the_definition(rows: Any, clock: str) -> None:
         else:
             visible = {j for j in mine if (stages[j], time[j]) < (stages[i], time[i])}
         start = sum(user[j] < user[i] for j in log)
-        assert set(log[start:end]) == visible
+        assert set(log[start : start + end]) == visible
 
 
 # --- end to end --------------------------------------------------------------------------------------------

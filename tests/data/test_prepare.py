@@ -40,7 +40,7 @@ def test_the_folder_describes_itself(tmp_path: Path) -> None:
     write(tmp_path / "log.parquet", SMALL)
     data = prepared(tmp_path, items={"features": {"item_id": {"kind": "id"}}})
     info = data.info
-    assert info["format_version"] == 2
+    assert info["format_version"] == 3
     assert info["counts"] == {
         "users": 2, "items": 4, "log_rows": 6, "examples": 6, "history": 6,
         "positives": {"train": 2, "valid": 2, "test": 2},
@@ -66,7 +66,7 @@ def test_a_damaged_or_foreign_folder_is_refused(tmp_path: Path) -> None:
         PreparedDataset(data.folder)
     mark = data.folder / "dataset.json"
     mark.write_text(json.dumps({**data.info, "format_version": 99}))
-    with pytest.raises(DataError, match="format version 99; this code reads 2"):
+    with pytest.raises(DataError, match="format version 99; this code reads 3"):
         PreparedDataset(data.folder)
 
 

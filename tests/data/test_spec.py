@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from data.blocks import Limit, SplitSpec
 from data.settings import strict
-from data.spec import DatasetSpec, Limit, SplitSpec
+from data.spec import DatasetSpec
 from towers.errors import ConfigError
 
 LOG = {"files": "log.parquet", "time": "time"}

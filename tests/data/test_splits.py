@@ -12,8 +12,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from data import splits
+from data.blocks import SplitSpec
 from data.instants import instant
-from data.spec import SplitSpec
 from data.splits import LEFT_OUT, TEST, TRAIN, VALID
 from tests.data.worlds import SMALL, events, prepared, write
 from towers.errors import ConfigError, TowersError
