@@ -49,7 +49,7 @@ def read_index(root: Path, embeddings: Any, recipe: IndexRecipe, *, deep: bool =
             )
         if type(index).__name__ not in FAISS_TYPES[recipe.kind]:
             raise ValueError(f"an {type(index).__name__}; the manifest says {recipe.kind}")
-        for name in ("nprobe", "rescore", "ef_search"):
+        for name in ("nlist", "nprobe", "m", "rescore", "ef_construction", "ef_search", "recall_at"):
             if getattr(recipe, name) > max(n, _MOST):
                 raise ValueError(f"{name} is {getattr(recipe, name)} in the manifest, more than there can be")
         if recipe.is_ivf:
