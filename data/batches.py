@@ -237,7 +237,12 @@ def batches_per_epoch(examples: int, batch_size: int, world: int) -> int:
 
 def pinned(batch: Batch) -> Batch:
     """The batch in page-locked memory, from where it is copied to a CUDA device while the host goes on."""
-    return batch.map(torch.Tensor.pin_memory)
+    return narrowed(batch).map(torch.Tensor.pin_memory)
+
+
+def narrowed(batch: Batch) -> Batch:
+    """The batch with int32 in the place of int64, but for its times: half as much to copy, widened on the device."""
+    return replace(batch.map(lambda x: x.int() if x.dtype == torch.int64 else x), time=batch.time)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

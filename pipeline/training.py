@@ -78,6 +78,8 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
             if isinstance(c, Callback)
         ],
     )
+    if trainer.strategy.root_device.type == "cuda" and "32" not in str(trainer.precision):
+        torch.set_float32_matmul_precision("high")  # what autocast leaves in float32 needs no more than TF32 then
     held = memory.report(config, dataset, trainer.strategy.root_device, trainer.world_size)
     held.check()
     epochs = config.schedule_epochs or trainer.max_epochs or 1

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.batches import QueryBatches, TrainBatches
+from data.batches import QueryBatches, TrainBatches, narrowed
 from data.prepared import Examples
 from towers.errors import ConfigError
+from towers.features import Batch, Ragged
+from towers.model.module import Retrieval
 
 Numbers = list[int]
 
@@ -275,3 +278,24 @@ def test_queries_come_in_order() -> None:
     assert list(batches) == [[0, 1, 2], [3, 4, 5], [6]]
     assert len(batches) == 3
     assert len(QueryBatches(examples(0), items, 3)) == 0  # type: ignore[arg-type]
+
+
+def test_a_batch_is_narrowed_for_the_copy_and_widened_on_the_device() -> None:
+    """Rows and codes fit into int32; times do not."""
+    late = 1_893_456_000_000_000  # 2030 in microseconds
+    two = np.array([2**31 - 1, 0])
+    ids, nothing = torch.from_numpy(two), torch.zeros(2, 3)
+    whole = Batch(
+        ids, ids, torch.ones(2), ids.view(2, 1), ids.view(2, 1), nothing, Ragged(torch.arange(3), ids),
+        time=torch.tensor([late, late + 1]), action=ids,
+    )  # fmt: skip
+    small = narrowed(whole)
+    assert {small.user.dtype, small.history.dtype, small.known.values.dtype, small.action.dtype} == {torch.int32}
+    assert small.time.dtype == torch.int64
+    again = Retrieval.transfer_batch_to_device(None, small, torch.device("cpu"), 0)  # type: ignore[arg-type]
+    for name in ("user", "item", "weight", "history", "history_action", "history_age", "time", "action"):
+        a, b = getattr(whole, name), getattr(again, name)
+        assert a.dtype == b.dtype, name
+        assert torch.equal(a, b), name
+    assert torch.equal(whole.known.values, again.known.values)
+    assert again.known.offsets.dtype == torch.int64

@@ -23,7 +23,9 @@ from towers.evaluation.task import Task
 from towers.evaluation.topk import padded, top_k
 from towers.features import Ragged
 
-_BUFFER_BYTES = 128 << 20  # large enough for the matmul, small enough for one page-faulted buffer
+# On a processor large enough for the matmul, small enough for one page-faulted buffer. A card reads all candidates for
+# each block and starts some thirty kernels: it wants blocks of many queries.
+_BUFFER_BYTES, _CARD_BYTES = 128 << 20, 2 << 30
 _COMPARED_BYTES = 32 << 20  # rows copied at once to find the ranks of targets
 
 
@@ -115,7 +117,7 @@ def rank(
             their device. A model with cosine similarity has normalised both.
         task: the candidates, exclusions and times.
         k: how many places to fill.
-        block: queries scored at once; by default what keeps the scores near 128 MB.
+        block: queries scored at once; by default what keeps the scores near 128 MB, on a card near 2 GB.
         target_ranks: also find the rank of every target (for AUC, and MRR without a cut-off).
         progress: called with the number of queries finished after each block.
 
@@ -158,7 +160,7 @@ def rank_scores(
         scorer: scores the task's queries against its candidates.
         task: the candidates, exclusions and times.
         k: how many places to fill.
-        block: queries scored at once; by default what keeps the scores near 128 MB.
+        block: queries scored at once; by default what keeps the scores near 128 MB, on a card near 2 GB.
         target_ranks: also find the rank of every target.
         progress: called with the number of queries finished after each block.
 
@@ -179,7 +181,8 @@ def rank_scores(
         clock = Clock(task, scorer.device)
         order = np.argsort(task.time, kind="stable")
     width = padded(max(n, k))
-    block = block or max(16, _BUFFER_BYTES // (4 * width))
+    held = _BUFFER_BYTES if scorer.device.type == "cpu" else _CARD_BYTES
+    block = block or max(16, held // (4 * width))
     buffer = torch.full((min(block, len(task)), width), -math.inf, device=scorer.device)
     items = np.full((len(task), k), -1, np.int64)
     scores = np.full((len(task), k), -np.inf, np.float32)

@@ -101,9 +101,9 @@ class Contrast:
         if self.batch.time is not None:
             posted = None if self.posted is None else self.posted[part]
             live = logits.not_live(self.batch.time, posted, None if self.expires is None else self.expires[part])
-        columns = self.columns - start if start else self.columns
-        known = logits.known_positives(columns, end - start, self.batch.item, self.batch.known)
-        covered = None if self.draw.covered is None else logits.listed(columns, end - start, self.draw.covered)
+        n, covered = end - start, self.draw.covered
+        known = logits.known_positives(self.columns, n, self.batch.item, self.batch.known, start)
+        covered = None if covered is None else logits.listed(self.columns, n, covered, start)
         return logits.mask(s, known, live, covered)
 
     def own_logits(self) -> Tensor:

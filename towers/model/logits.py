@@ -100,7 +100,7 @@ def item_columns(rows: Tensor, n_items: int) -> Tensor:
     return columns
 
 
-def known_positives(columns: Tensor, n: int, items: Tensor, known: Ragged) -> Tensor:
+def known_positives(columns: Tensor, n: int, items: Tensor, known: Ragged, first: int = 0) -> Tensor:
     """Candidates that a user is known to want: they are no negatives for her.
 
     Her own positive of this example is one of them (an "accidental hit" when another example or the sampler
@@ -111,28 +111,30 @@ def known_positives(columns: Tensor, n: int, items: Tensor, known: Ragged) -> Te
         n: ``N``.
         items: ``[B]`` positives.
         known: ``[B]`` lists of item rows.
+        first: the draw's column at which these ``N`` begin, where they are a part of it.
 
     Returns:
         ``[B, N]`` bool, true where masked.
     """
     b = torch.arange(len(items), device=items.device)
     row = torch.cat([b, b.repeat_interleave(known.offsets.diff(), output_size=len(known.values))])
-    return _marked(row, columns[torch.cat([items, known.values])], len(items), n)
+    return _marked(row, columns[torch.cat([items, known.values])] - first, len(items), n)
 
 
-def listed(columns: Tensor, n: int, rows: Tensor) -> Tensor:
+def listed(columns: Tensor, n: int, rows: Tensor, first: int = 0) -> Tensor:
     """Candidates of the draw that stand in a list of the example's own.
 
     Args:
         columns: ``[I]``, from ``item_columns``.
         n: ``N``.
         rows: ``[B, K]`` item rows, negative where there is none.
+        first: as in ``known_positives``.
 
     Returns:
         ``[B, N]`` bool.
     """
     row = torch.arange(len(rows), device=rows.device).unsqueeze(1).expand_as(rows)
-    column = torch.where(rows >= 0, columns[rows.clamp(min=0)], n)
+    column = torch.where(rows >= 0, columns[rows.clamp(min=0)] - first, n)
     return _marked(row.reshape(-1), column.reshape(-1), len(rows), n)
 
 

@@ -72,7 +72,7 @@ def bpr(positive: Tensor, negative: Tensor, weight: Tensor) -> Tensor:
     return weighted_mean(pairs.sum(1) / _left(negative), weight)
 
 
-def binary(positive: Tensor, negative: Tensor, weight: Tensor, beta: float = 1.0) -> Tensor:
+def binary(positive: Tensor, negative: Tensor, weight: Tensor, beta: float | Tensor = 1.0) -> Tensor:
     """``-(β log σ(s⁺ - log N) + Σ_j log(1 - σ(s_j - log N))) / (1 + N)``: is this pair a click, yes or no.
 
     Binary cross-entropy, as in SASRec (Kang and McAuley, 2018). The more negatives are drawn, the more it believes
@@ -89,7 +89,7 @@ def binary(positive: Tensor, negative: Tensor, weight: Tensor, beta: float = 1.0
         positive: ``[B]`` scores.
         negative: ``[B, N]`` scores, ``-inf`` where masked.
         weight: ``[B]`` label weights.
-        beta: power of the positive's probability.
+        beta: power of the positive's probability, a number or ``[]``.
     """
     left = _left(negative)
     odds = left.log()

@@ -293,8 +293,13 @@ class Retrieval(pl.LightningModule):
         self.log_dict(result.flat(task.name), batch_size=1, on_step=False, on_epoch=True, sync_dist=True)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Batches become tensors on the device, copied while the host goes on; a task streams its own batches."""
-        return batch.map(lambda a: a.to(device, non_blocking=True)) if isinstance(batch, Batch) else batch
+        """Batches become int64 on the device, copied while the host goes on; a task streams its own batches."""
+
+        def there(x: Tensor) -> Tensor:
+            moved = x.to(device, non_blocking=True)
+            return moved.long() if moved.dtype == torch.int32 else moved
+
+        return batch.map(there) if isinstance(batch, Batch) else batch
 
     def configure_optimizers(self) -> Any:
         """AdamW, and the table optimiser where there are sparse gradients; a schedule if one is set."""

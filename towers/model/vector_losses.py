@@ -129,7 +129,8 @@ class GeneralisedBinary(VectorLoss):
 
     def __call__(self, contrast: Contrast) -> Tensor:
         """See above."""
-        share = float(contrast.draw.log_q.exp().mean()) if len(contrast.draw.rows) else 0.0
+        # a number on the device, in double precision as a number of Python's would be: the host need not wait for it
+        share = contrast.draw.log_q.exp().mean().double() if len(contrast.draw.rows) else 0.0
         beta = 1.0 - self.calibration * (1.0 - share)
         return binary(contrast.positive_logits(), contrast.negative_logits(), contrast.weight, beta)
 
