@@ -196,6 +196,8 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         _set("counts/users", 4), _set("counts/users", 1.0), _set("counts/history_dim", 7), _set("counts/more", 1),
         _set("dim", 9), _set("dim", 0), _set("dim", 1 << 40), _set("dim", "8"), _set("similarity", "dot"),
         _set("similarity/kind", "l2"), _set("similarity/temperature", "x"), _set("similarity/temperature", 0),
+        _set("similarity/temperature", 10**400), _set("similarity/temperature", True), _set("measured/x", 10**400),
+        _set("data/start", -(10**400)),
         _set("index/kind", "hnsw"), _set("index/kind", 3), _set("index/more", 3), _set("schema_hash", "0" * 64),
         _set("more", 1), _set("created", None), lambda m: m.pop("dim") and None,
         _set("files/schema.json", "x"), _set("files/schema.json", {"size": 1}), _set("data/end", "now"),

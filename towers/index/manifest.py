@@ -94,7 +94,7 @@ def bundle_id(root: Path) -> str:
 
 
 def parse_json(text: bytes, name: str) -> dict[str, Any]:
-    """A JSON object, strictly: UTF-8, no duplicate keys, no NaN, no 1e999, nothing but an object at the top."""
+    """A JSON object, strictly: UTF-8, no duplicate keys, no NaN, no 1e999 however written, an object at the top."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)
@@ -104,11 +104,17 @@ def parse_json(text: bytes, name: str) -> dict[str, Any]:
 
     def finite(text: str) -> float:  # also called for NaN and Infinity, which are not JSON
         if not math.isfinite(number := float(text)):
-            raise ValueError(f"{text} is no number that can be written")
+            raise ValueError(f"{text[:20]} is no number that a float can hold")
         return number
 
+    def whole(text: str) -> int:  # of any length in Python, which compares it with floats and cannot make it one
+        finite(text)
+        return int(text)
+
     try:
-        value = json.loads(text.decode(), object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
+        value = json.loads(
+            text.decode(), object_pairs_hook=unique, parse_float=finite, parse_int=whole, parse_constant=finite
+        )
     except (ValueError, RecursionError) as e:
         raise BundleError(f"{name}: not the JSON it should be: {e}") from e
     if not isinstance(value, dict):

@@ -29,7 +29,7 @@ class Similarity:
         """Refuse what no model of ours trains."""
         if self.kind not in ("dot", "cosine"):
             raise ConfigError(f"similarity is {self.kind!r}; expected 'dot' or 'cosine'")
-        if not 0 < self.temperature < float("inf"):
+        if isinstance(self.temperature, bool) or not 0 < self.temperature < float("inf"):
             raise ConfigError(f"temperature is {self.temperature}; expected a positive number")
 
     def check(self, vectors: NDArray[np.float32], what: str, *, nothing: bool = False) -> None:
