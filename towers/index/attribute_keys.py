@@ -47,25 +47,36 @@ def sortable(kind: pa.DataType) -> bool:
     )  # fmt: skip
 
 
-def distinct(values: pa.Array) -> tuple[pa.Array | NDArray[Any], NDArray[np.int64]]:
-    """The keys of a column, ascending, and for each value the place of its key.
+def distinct(values: pa.Array) -> tuple[pa.Array | NDArray[Any], NDArray[np.int64], NDArray[np.int64]]:
+    """The keys of a column, and where each occurs.
 
     Args:
         values: ``[M]`` of a comparable type, no nulls.
+
+    Returns:
+        keys ``[V]``, ascending; ``[M]`` positions in the order of their keys, ascending for each key; and ``[V + 1]``
+        where in them each key begins.
     """
     if _is_text(values.type):
         encoded = values.dictionary_encode()
         order = pc.sort_indices(encoded.dictionary).to_numpy()
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
-        return encoded.dictionary.take(pa.array(order)), place[encoded.indices.to_numpy()]
+        places = place[encoded.indices.to_numpy()]
+        starts = np.concatenate([[0], np.cumsum(np.bincount(places, minlength=len(order)))])
+        return encoded.dictionary.take(pa.array(order)), np.argsort(places, kind="stable"), starts
     kind = values.type
     if pa.types.is_date32(kind):
         values = values.cast(pa.int32())
     elif pa.types.is_timestamp(kind) or pa.types.is_date64(kind):
         values = values.cast(pa.int64())
-    keys, places = np.unique(values.to_numpy(zero_copy_only=False), return_inverse=True)
-    return keys, places.astype(np.int64)
+    numbers = values.to_numpy(zero_copy_only=False)
+    positions = np.argsort(numbers, kind="stable")
+    ascending = numbers[positions]
+    new = np.ones(len(numbers) + 1, np.bool_)  # the end begins the key behind the last
+    np.not_equal(ascending[1:], ascending[:-1], out=new[1:-1])
+    starts = np.flatnonzero(new) if len(numbers) else np.zeros(1, np.int64)
+    return ascending[starts[:-1]], positions, starts
 
 
 def key(kind: pa.DataType, value: Any, name: str) -> Key:

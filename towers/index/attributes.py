@@ -57,12 +57,11 @@ class Column:
         if not lists:
             self.valid = to_rows(parents)
         self._keys: Any = np.zeros(0)
-        places = np.zeros(0, np.int64)
+        positions, self._offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
         if sortable(flat.type):
-            self._keys, places = distinct(flat.drop_null())
-        self._rows = parents[np.argsort(places, kind="stable")].astype(np.uint32)
+            self._keys, positions, self._offsets = distinct(flat.drop_null())
+        self._rows = parents[positions].astype(np.uint32)
         self._text = isinstance(self._keys, pa.Array)
-        self._offsets = np.concatenate([[0], np.cumsum(np.bincount(places, minlength=len(self._keys)))])
         me = ref(self)  # not self: a cycle would hold the rows of a bundle that has been swapped out until gc comes by
 
         def find(first: int, last: int) -> Rows:

@@ -15,7 +15,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,14 @@ from towers.index.requests import moment
 Items: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]] | pa.Table
 Floats = NDArray[np.float32]
 _BLOCK = 4096  # items that the item tower reads at once
+
+
+class _Read(NamedTuple):
+    """Fields of items as the store keeps them, and as they are read."""
+
+    texts: list[str]
+    fields: list[dict[str, Any]]
+    table: pa.Table
 
 
 class LiveItems:
@@ -66,6 +74,7 @@ class LiveItems:
         self._reader, self._space = reader, space_of(manifest)
         self._rows = LiveRows(exported.bundle, exported.parts[0])
         self._written = self.since
+        self._being_written: _Read | None = None
         self._lock = threading.Lock()
         self._one_compaction = threading.Lock()
         self._compaction: threading.Thread | None = None
@@ -107,15 +116,19 @@ class LiveItems:
         if not rows:
             return self._written
         texts = [self._reader.text(row) for row in rows]
-        self._reader.table([json.loads(t) for t in texts])  # refuses what no attribute can hold
+        fields = [json.loads(t) for t in texts]
+        read = _Read(texts, fields, self._reader.table(fields))  # refuses what no attribute can hold
         embedded, inputs = self._embedded(ids, rows, given)
         has = np.isfinite(inputs).all(1) & (inputs.shape[1] > 0)
-        return self.store.upsert(
-            [
-                Item(item, text, v.tobytes(), h.tobytes() if there else None, self._space)
-                for item, text, v, h, there in zip(ids, texts, embedded, inputs, has, strict=True)
-            ]
-        )
+        written = [
+            Item(item, text, v.tobytes(), h.tobytes() if there else None, self._space)
+            for item, text, v, h, there in zip(ids, texts, embedded, inputs, has, strict=True)
+        ]
+        self._being_written = read
+        try:
+            return self.store.upsert(written)
+        finally:
+            self._being_written = None
 
     def delete(self, items: Sequence[Any] | NDArray[Any]) -> int:
         """Take items away. An id that is not known is remembered too: the next bundle might bring it.
@@ -187,11 +200,18 @@ class LiveItems:
 
     def _append(self, changes: Sequence[Change]) -> None:
         """Rows for upserts of one kind, see ``_kinds``."""
-        fields = [json.loads(x.fields or "{}") for x in changes]
+        texts = [x.fields or "{}" for x in changes]
+        read = self._being_written  # by this thread, or another one that is about to find that its write is shown
+        if read is None or read.texts != texts:
+            read = None
+        fields = [json.loads(t) for t in texts] if read is None else read.fields
         try:
             vectors, inputs = self._stored(changes) if changes[0].space == self._space else self._again(changes, fields)
-            table = self._reader.table([f if x.expire_at is None else f | {c.EXPIRES: x.expires}
-                                        for f, x in zip(fields, changes, strict=True)])  # fmt: skip
+            if read is not None and all(x.expire_at is None for x in changes):
+                table = read.table
+            else:
+                table = self._reader.table([f if x.expire_at is None else f | {c.EXPIRES: x.expires}
+                                            for f, x in zip(fields, changes, strict=True)])  # fmt: skip
         except DataError as e:
             half = len(changes) // 2
             for some in (changes[:half], changes[half:]) if half else ():  # until the one is found that does not fit

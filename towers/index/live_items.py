@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,22 @@ class ItemReader:
                 schema = schema.append(pa.field(name, layout.MOMENT))
         return cls(featurizer, tower, schema, bundle.manifest["dim"], bundle.manifest["counts"]["history_dim"])
 
-    @property
-    def _id_columns(self) -> set[str]:
-        return {name for f in self.featurizer.features if f.kind is Kind.ID for name in f.columns}
+    @cached_property
+    def _id_columns(self) -> frozenset[str]:
+        return frozenset(name for f in self.featurizer.features if f.kind is Kind.ID for name in f.columns)
+
+    @cached_property
+    def _told(self) -> frozenset[str]:
+        """Columns from which the item tower reads something."""
+        return frozenset(self.featurizer.columns) - self._id_columns
+
+    @cached_property
+    def _times(self) -> tuple[str, ...]:
+        return tuple(f.name for f in self.attributes if pa.types.is_timestamp(f.type))
 
     def readable(self, fields: Fields) -> bool:
         """Whether the item tower can say anything of an item: one of its features is there."""
-        return any(fields.get(name) is not None for name in set(self.featurizer.columns) - self._id_columns)
+        return any(fields.get(name) is not None for name in self._told)
 
     def check(self, items: Sequence[Fields]) -> None:
         """Refuse fields that nothing reads: a misspelt field would silently count as missing.
@@ -108,12 +118,13 @@ class ItemReader:
             DataError: a value that is no time where one should be, or that JSON cannot hold.
         """
         where = f"upsert, item {item[c.ITEM]!r}"
-        kept = {n: v for n, v in item.items() if v is not None and n != c.ITEM and n not in self._id_columns}
-        for field in self.attributes:
-            if field.name in kept and pa.types.is_timestamp(field.type):
-                kept[field.name] = moment(kept[field.name], f"{where}, field {field.name!r}")
+        left_out = self._id_columns
+        kept = {n: v for n, v in item.items() if v is not None and n != c.ITEM and n not in left_out}
+        for name in self._times:
+            if name in kept:
+                kept[name] = moment(kept[name], f"{where}, field {name!r}")
         try:
-            return json.dumps(kept, default=_plain)
+            return _JSON.encode(kept)
         except (TypeError, ValueError) as e:
             raise DataError(f"cannot be kept: {e}", where=where, cure="use numbers, texts, times, lists") from e
 
@@ -179,3 +190,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(value)
     raise TypeError(f"a {type(value).__name__} ({value!r})")
+
+
+_JSON = json.JSONEncoder(default=_plain)

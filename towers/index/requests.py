@@ -20,6 +20,7 @@ from towers.features import Featurizer, Ragged, Schema
 
 HISTORY, ACTIONS, TIMES = "history", "history_actions", "history_times"  # reserved fields of a raw user
 _HOUR = 3_600_000_000  # microseconds
+_EPOCH, _MICROSECOND = dt.datetime(1970, 1, 1, tzinfo=dt.UTC), dt.timedelta(microseconds=1)
 
 
 class Ids(Protocol):
@@ -117,7 +118,7 @@ def moment(value: dt.datetime | str | int, what: str) -> int:
         when = dt.datetime.fromisoformat(value) if isinstance(value, str) else value
         if not isinstance(when, dt.datetime) or when.tzinfo is None:
             raise ValueError("it has no time zone, or is no moment")
-        return (when - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(microseconds=1)
+        return (when - _EPOCH) // _MICROSECOND
     except (ValueError, AttributeError, TypeError) as e:
         raise DataError(
             f"{value!r} is not a time: {e}",
