@@ -11,7 +11,14 @@ from unittest import mock
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.index.small_market import DIM, END, HOUR, Market
 from towers.index.bundle import write_bundle
@@ -43,15 +50,10 @@ class Model(RuleBasedStateMachine):
 
     markets: ClassVar[list[Market]] = [Market(seed=0), Market(n=40, seed=5)]
     ends: ClassVar[list[int]] = [END, END + 2 * HOUR]
-    folders: ClassVar[list[Path]] = []
+    folders: ClassVar[list[Path]] = []  # of the two, see `test_model`
 
     def __init__(self) -> None:
         super().__init__()
-        if not self.folders:
-            root = Path(tempfile.mkdtemp())
-            for i, (m, end) in enumerate(zip(self.markets, self.ends, strict=True)):
-                recipe = IndexRecipe(["flat", "ivf_flat"][i], nlist=[0, 4][i], nprobe=4)
-                self.folders.append(write_bundle(m.contents(recipe, data_end=end), root / str(i)))
         self.small = [
             mock.patch("towers.index.live_rows.TAIL", 3),
             mock.patch("towers.index.live_compaction.TAIL", 3),
@@ -174,7 +176,13 @@ class Model(RuleBasedStateMachine):
                     assert (np.diff(found.scores[q][: len(ids)]) <= 0).all()
 
 
-Model.TestCase.settings = settings(
+SETTINGS = settings(
     derandomize=True, deadline=None, max_examples=8, stateful_step_count=12, suppress_health_check=list(HealthCheck)
 )
-TestModel = Model.TestCase
+
+
+def test_model(tmp_path: Path) -> None:
+    for i, (market, end) in enumerate(zip(Model.markets, Model.ends, strict=True)):
+        recipe = IndexRecipe(["flat", "ivf_flat"][i], nlist=[0, 4][i], nprobe=4)
+        Model.folders.append(write_bundle(market.contents(recipe, data_end=end), tmp_path / str(i)))
+    run_state_machine_as_test(Model, settings=SETTINGS)
