@@ -85,7 +85,7 @@ class Trainer:
     def stages(self) -> Iterator[None]:
         """Tell the stages of the module's own functions apart while this lasts."""
         inner = [m for m in self.module.modules() if isinstance(m, Encoder | FeatureTable)]
-        handles = [h for m in inner for h in _hooks(m, self)]
+        handles = [h for m in inner for h in _hooks(m, self, "gather")] + _hooks(self.module.sampler, self, "draw")
         whole, compared = self.module.contrast, self.module._loss
 
         def towers(batch: Batch) -> object:
@@ -121,9 +121,9 @@ class Trainer:
         return [sum(seconds.values()) for seconds in told], stages
 
 
-def _hooks(inner: nn.Module, trainer: Trainer) -> list[torch.utils.hooks.RemovableHandle]:
-    """Count what a module does as gathering."""
-    before = inner.register_forward_pre_hook(lambda *_: trainer.watch.enter("gather"))
+def _hooks(inner: nn.Module, trainer: Trainer, stage: str) -> list[torch.utils.hooks.RemovableHandle]:
+    """Count what a module does for a stage."""
+    before = inner.register_forward_pre_hook(lambda *_: trainer.watch.enter(stage))
     after = inner.register_forward_hook(lambda *_: trainer.watch.leave(), always_call=True)
     return [before, after]
 
@@ -260,8 +260,13 @@ def main(argv: list[str] | None = None) -> int:
     share_waited = {}
     for size in args.batches:
         batches = log.batches(size, args.workers, on_cuda=cuda)
-        alone = throughput(trainer, repeated(resident(batches, trainer, 4)), warm_up, args.steps)
-        fed = throughput(trainer, batches, max(warm_up, args.workers), args.steps)
+        try:
+            alone = throughput(trainer, repeated(resident(batches, trainer, 4)), warm_up, args.steps)
+            fed = throughput(trainer, batches, max(warm_up, args.workers), args.steps)
+        except torch.cuda.OutOfMemoryError:
+            print(f"batch {size:,}: does not fit into memory", flush=True)
+            trainer.optimiser.zero_grad()
+            continue
         share_waited[size] = max(0.0, 1 - alone / fed)
         print(f"batch {size:,}: {size / alone:,.0f} examples/s with batches on the device, {size / fed:,.0f} with the "
               f"loader's", flush=True)  # fmt: skip

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
+import pyarrow.dataset  # noqa: F401  (else every attempt imports it)
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig

@@ -6,7 +6,8 @@ import logging
 import math
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,6 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
             if isinstance(c, Callback)
         ],
     )
-    if trainer.strategy.root_device.type == "cuda" and "32" not in str(trainer.precision):
-        torch.set_float32_matmul_precision("high")  # what autocast leaves in float32 needs no more than TF32 then
     held = memory.report(config, dataset, trainer.strategy.root_device, trainer.world_size)
     held.check()
     epochs = config.schedule_epochs or trainer.max_epochs or 1
@@ -92,12 +91,13 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
     if resume is None:
         _start(config, run, trainer, module, module_data, best, stop)
     try:
-        trainer.fit(
-            module,
-            module_data,
-            ckpt_path=None if resume is None else str(resume),
-            weights_only=False,
-        )
+        with _tensor_cores(trainer):
+            trainer.fit(
+                module,
+                module_data,
+                ckpt_path=None if resume is None else str(resume),
+                weights_only=False,
+            )
     except SystemExit as e:  # Lightning's, without a word and without the status that a scheduler looks for
         say(f"stopped; go on with: python train.py resume={run.folder}")
         raise SystemExit(128 + (signal.SIGTERM if isinstance(e, SIGTERMException) else signal.SIGINT)) from None
@@ -120,6 +120,18 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
         run.finish(outcome)
         fitting.close(trainer.loggers, outcome["metrics"], trainer.global_step)
     return value
+
+
+@contextmanager
+def _tensor_cores(trainer: pl.Trainer) -> Iterator[None]:
+    """Beside bfloat16, what autocast leaves in float32 is multiplied in TF32; what ranks afterwards is not."""
+    before = torch.get_float32_matmul_precision()
+    if trainer.strategy.root_device.type == "cuda" and "32" not in str(trainer.precision):
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _newest(run: Run) -> Path | None:

@@ -120,7 +120,7 @@ def test_an_inner_stage_is_no_part_of_the_outer_one(monkeypatch: pytest.MonkeyPa
 def test_the_command_runs_without_a_card(capsys: Any) -> None:
     assert gpu.main(["--device", "cpu", "--smoke"]) == 0
     said = capsys.readouterr().out
-    for stage in ("gather", "towers", "logits", "backward", "optimiser"):
+    for stage in ("draw", "gather", "towers", "logits", "backward", "optimiser"):
         assert f"  {stage}" in said
     assert "a smoke run: no figure" in said
     assert "name=" not in said, "figures of a smoke run mean nothing"

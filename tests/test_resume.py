@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from benchmarks.kills import differences
+from pipeline import training
+from pipeline.runs import Run
+from towers.model import checkpoints
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,6 +26,24 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     assert told["delivered"] == "20"
     # else they hit nothing that could break, and the test shows nothing
     assert all(int(told[stage]) for stage in ("start", "warm-up", "step", "save", "epoch-end")), told
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(training, "say", said.append)
+    run = Run(tmp_path)
+    last, previous = run.checkpoints / "last.ckpt", run.checkpoints / "previous.ckpt"
+    assert training._newest(run) is None
+    for step in (1, 2):
+        checkpoints.write({"global_step": step}, last, keep=previous)
+    assert training._newest(run) == last
+    assert not said
+    last.write_bytes(last.read_bytes()[:-100])
+    assert training._newest(run) == previous
+    assert said == [f"{last} is damaged or missing; going on from previous.ckpt, the one before it"]
+    assert run.weights == previous
 
 
 def test_one_bit_is_a_difference() -> None:

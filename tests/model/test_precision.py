@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline import training
 from tests.model.helpers import batch, full_model
 from tests.model.test_module import ITEMS, LEARNERS, USERS, mf, plain, retrieval, trainer
 from towers.model.history import HistorySettings
@@ -47,6 +49,19 @@ def test_every_pooling_takes_bfloat16_vectors(pooling: Any) -> None:
         query.sum().backward()
         found.append(query.detach().float())
     assert torch.cosine_similarity(*found).min() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [("cuda", "bf16-mixed", "high"), ("cuda", "32-true", "highest"), ("cpu", "bf16-mixed", "highest")],
+)
+def test_tf32_stands_beside_bfloat16_on_a_card_and_ends_with_training(
+    device: str, precision: str, expected: str
+) -> None:
+    on = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)), precision=precision)
+    with training._tensor_cores(on):  # type: ignore[arg-type]
+        assert torch.get_float32_matmul_precision() == expected
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 class Largest(TorchDispatchMode):
