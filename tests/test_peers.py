@@ -70,7 +70,9 @@ def test_a_peer_is_asked_in_its_own_process_and_its_last_line_is_read(tmp_path: 
 def test_a_peer_that_fails_is_told_by_its_error(tmp_path: Path) -> None:
     script = tmp_path / "fake.py"
     script.write_text("raise ValueError('no such layer')")
-    assert peers.told([sys.executable, str(script)], 1) == {"error": "ValueError: no such layer"}
+    assert peers.told([sys.executable, str(script)], 1) == {"error": "ended with 1: ValueError: no such layer"}
+    script.write_text("print('no figure')")
+    assert peers.told([sys.executable, str(script)], 1) == {"error": "its last line tells no pace: 'no figure'"}
     assert "nowhere" in peers.told(["/nowhere/python"], 1)["error"]
 
 

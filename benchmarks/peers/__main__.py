@@ -64,8 +64,11 @@ def told(command: list[str], threads: int) -> Told:
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"error": str(error)}
     if done.returncode:
-        return {"error": _last(done.stderr) or f"ended with {done.returncode}"}
-    found: Told = json.loads(_last(done.stdout))
+        return {"error": f"ended with {done.returncode}: {_last(done.stderr)}"}
+    try:
+        found: Told = json.loads(_last(done.stdout))
+    except ValueError:
+        return {"error": f"its last line tells no pace: {_last(done.stdout)!r}"}
     return found
 
 

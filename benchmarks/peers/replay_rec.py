@@ -6,13 +6,9 @@ twice, as positives and as negatives. Adam over everything. Batches are sliced f
 """
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from lightning import Callback, Trainer
 from pace import Enough, Job, Pace, job
@@ -22,7 +18,7 @@ from replay.nn.agg import SumAggregator
 from replay.nn.embedding import SequenceEmbedding
 from replay.nn.lightning import LightningModule
 from replay.nn.loss import CESampled
-from replay.nn.sequential.twotower import TwoTower
+from replay.nn.sequential.twotower import TwoTower, TwoTowerBody
 
 
 class Encoder(torch.nn.Module):
@@ -73,43 +69,48 @@ class Clock(Callback):
 
 
 def feature(name: str, rows: int, dim: int, source: FeatureSource, hint: FeatureHint) -> TensorFeatureInfo:
-    """An id; its last row is for padding."""
+    """An id; the row after the last is for padding."""
     return TensorFeatureInfo(
         name, is_seq=True, feature_type=FeatureType.CATEGORICAL, embedding_dim=dim, padding_value=rows,
-        cardinality=rows + 1, feature_hint=hint, feature_sources=[TensorFeatureSource(source, name)],
+        cardinality=rows, feature_hint=hint, feature_sources=[TensorFeatureSource(source, name)],
     )  # fmt: skip
 
 
-def model(given: Job, items: Path) -> TwoTower:
+class Items(dict[str, torch.Tensor]):
+    """What the item tower keeps of all items: their ids."""
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of the features."""
+        return list(self)
+
+
+def model(given: Job) -> TwoTower:
     """The two towers."""
     schema = TensorSchema([
         feature("user", given.users, given.dim, FeatureSource.INTERACTIONS, FeatureHint.QUERY_ID),
         feature("item", given.items, given.dim, FeatureSource.ITEM_FEATURES, FeatureHint.ITEM_ID),
     ])  # fmt: skip
-    return TwoTower(
+    body = TwoTowerBody(
         schema=schema,
         embedder=SequenceEmbedding(schema),
         attn_mask_builder=lambda features, padding: None,
         query_tower_feature_names=["user"],
-        item_tower_feature_names=["item"],
         query_embedding_aggregator=SumAggregator(given.dim),
         item_embedding_aggregator=SumAggregator(given.dim),
         query_encoder=Encoder(given.dim, given.hidden),
         query_tower_output_normalization=torch.nn.LayerNorm(given.dim),
         item_encoder=Encoder(given.dim, given.hidden),
-        item_reference_path=str(items),
-        loss=CESampled(padding_idx=given.items),
+        item_features_reader=Items(item=torch.arange(given.items)),
     )
+    return TwoTower(body, CESampled())
 
 
 def main() -> None:
     given = job()
     torch.set_num_threads(given.threads)
     pace = Pace(given)
-    with tempfile.TemporaryDirectory() as folder:
-        items = Path(folder) / "items.parquet"
-        pd.DataFrame({"item": np.arange(given.items)}).to_parquet(items)
-        module = LightningModule(model(given, items))
+    module = LightningModule(model(given))
     trainer = Trainer(
         accelerator="cpu", max_epochs=1000, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[Clock(pace)],
