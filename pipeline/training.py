@@ -29,6 +29,7 @@ from pipeline.settings import effective
 from towers.errors import ConfigError
 from towers.model import checkpoints
 from towers.model.callbacks import KeepLast, ProgressBar, StopOnNonFiniteLoss, Throughput, WholeCheckpoints
+from towers.model.compiling import compile_towers
 from towers.model.module import Retrieval
 
 # Lightning's advice on DataLoader workers does not apply: batches are integer gathers from arrays in memory.
@@ -84,6 +85,8 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
     epochs = config.schedule_epochs or trainer.max_epochs or 1
     steps = _steps(module_data, trainer, int(epochs))
     module = build.retrieval(config, dataset, steps)
+    if config.get("compile"):  # here only: what is evaluated and exported is built anew
+        compile_towers(module.model)
     if trainer.is_global_zero:
         say(_summary(module_data, module, run, trainer.world_size))
         say(str(held))
