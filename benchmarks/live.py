@@ -8,6 +8,11 @@ python -m benchmarks.live --kills 200           # see `live_kills`
 One thread asks one query after the other (the best 100; a part of the items is not posted yet or expired), for a few
 seconds alone, then for a few beside a thread that upserts in commits of ``--batch`` items, and so on in turns. Loss of
 throughput is the median over neighbouring slices. The store lies on the disk, each commit waits for it.
+
+Where others use the machine too, slices differ by more than what is looked for. ``query_throughput_loss_one_core`` is
+made of processor time instead: what a query takes beside writes and alone, and what is left of a core to queries when
+``--rate`` upserts a second (their commits, merges and all other threads) have had their part. That is the loss if all
+threads took turns on one core; what waiting costs it cannot see.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -140,37 +145,72 @@ class Beside:
         self._thread.join()
 
 
-def queries_per_s(ask: Callable[[int], object], seconds: float) -> float:
-    """One query after the other."""
+class Slice(NamedTuple):
+    """Queries for a while.
+
+    Attributes:
+        queries: asked.
+        seconds: that took.
+        asking: processor seconds of the thread that asked.
+        others: those of all other threads of the process.
+    """
+
+    queries: int
+    seconds: float
+    asking: float
+    others: float
+
+    @property
+    def rate(self) -> float:
+        """Queries a second."""
+        return self.queries / self.seconds
+
+
+def one_after_the_other(ask: Callable[[int], object], seconds: float) -> Slice:
+    """Ask for so long."""
     begun, asked = time.perf_counter(), 0
+    mine, all_ = time.thread_time(), time.process_time()
     while (now := time.perf_counter()) < begun + seconds:
         ask(asked)
         asked += 1
-    return asked / (now - begun)
+    asking = time.thread_time() - mine
+    return Slice(asked, now - begun, asking, time.process_time() - all_ - asking)
+
+
+def one_core(alone: Slice, beside: Slice, upserts: int, rate: float) -> float:
+    """The loss of throughput if all threads took turns on one core, from processor time."""
+    left = 1 - rate * beside.others / max(1, upserts)
+    return 1 - left * (alone.asking / alone.queries) / (beside.asking / beside.queries)
 
 
 def throughput(ask: Callable[[int], object], write: Write, args: argparse.Namespace) -> None:
     """Prints the two lines."""
     ask(0)
-    losses, rates, commits = [], [], []
+    losses, on_one_core, rates, commits = [], [], [], []
     for turn in range(args.turns):
-        speeds = {}
+        slices = {}
         for beside in (turn % 2 == 0, turn % 2 == 1):  # there and back, so that a drift meets both
             if not beside:
-                speeds[beside] = queries_per_s(ask, args.seconds)
+                slices[beside] = one_after_the_other(ask, args.seconds)
                 continue
             begun = time.perf_counter()
             with Beside(write, args.rate, args.batch) as writer:
-                speeds[beside] = queries_per_s(ask, args.seconds)
+                slices[beside] = one_after_the_other(ask, args.seconds)
+                upserts = len(writer.commits) * args.batch
             rates.append(len(writer.commits) * args.batch / (time.perf_counter() - begun))
             commits += writer.commits
-        losses.append(1 - speeds[True] / speeds[False])
-        print(f"turn {turn}: {speeds[False]:.0f} queries/s alone, {speeds[True]:.0f} beside {rates[-1]:.0f} upserts/s")
+        losses.append(1 - slices[True].rate / slices[False].rate)
+        on_one_core.append(one_core(slices[False], slices[True], upserts, args.rate))
+        print(
+            f"turn {turn}: {slices[False].rate:.0f} queries/s alone, {slices[True].rate:.0f} beside {rates[-1]:.0f} "
+            f"upserts/s; on one core a loss of {on_one_core[-1]:.1%}"
+        )
     told = np.percentile(np.asarray(commits) * 1e3, [50, 99])
     print(f"commit of {args.batch}: median {told[0]:.1f} ms, p99 {told[1]:.1f} ms; "
           f"loss from {min(losses):.1%} to {max(losses):.1%}")  # fmt: skip
     report("live/upserts_per_s", statistics.median(rates), 0.98 * args.rate, at_most=False)
     report("live/query_throughput_loss", statistics.median(losses), 0.1, at_most=True)
+    report("live/query_throughput_loss_one_core", statistics.median(on_one_core), 0.1, at_most=True)
 
 
 def measured(args: argparse.Namespace) -> None:
