@@ -186,7 +186,7 @@ def one_core(alone: Slice, beside: Slice, upserts: int, rate: float) -> float:
 def throughput(ask: Callable[[int], object], write: Write, args: argparse.Namespace) -> None:
     """Prints the two lines."""
     ask(0)
-    losses, on_one_core, rates, commits = [], [], [], []
+    losses, on_one_core, rates, commits, taken = [], [], [], [], []
     for turn in range(args.turns):
         slices = {}
         for beside in (turn % 2 == 0, turn % 2 == 1):  # there and back, so that a drift meets both
@@ -200,13 +200,15 @@ def throughput(ask: Callable[[int], object], write: Write, args: argparse.Namesp
             rates.append(len(writer.commits) * args.batch / (time.perf_counter() - begun))
             commits += writer.commits
         losses.append(1 - slices[True].rate / slices[False].rate)
+        taken.append(slices[True].others / max(1, upserts))
         on_one_core.append(one_core(slices[False], slices[True], upserts, args.rate))
         print(
             f"turn {turn}: {slices[False].rate:.0f} queries/s alone, {slices[True].rate:.0f} beside {rates[-1]:.0f} "
             f"upserts/s; on one core a loss of {on_one_core[-1]:.1%}"
         )
     told = np.percentile(np.asarray(commits) * 1e3, [50, 99])
-    print(f"commit of {args.batch}: median {told[0]:.1f} ms, p99 {told[1]:.1f} ms; "
+    print(f"commit of {args.batch}: median {told[0]:.1f} ms, p99 {told[1]:.1f} ms, "
+          f"{1e3 * args.batch * statistics.median(taken):.1f} ms of a processor; "
           f"loss from {min(losses):.1%} to {max(losses):.1%}")  # fmt: skip
     report("live/upserts_per_s", statistics.median(rates), 0.98 * args.rate, at_most=False)
     report("live/query_throughput_loss", statistics.median(losses), 0.1, at_most=True)
