@@ -14,11 +14,11 @@ tfrs)
   install tensorflow-cpu tf-keras pyarrow
   install --no-deps tensorflow-recommenders ;; # it asks for `tensorflow`, with CUDA
 librecommender)
-  install 'numpy<2' tensorflow-cpu tf-keras torch pyarrow LibRecommender ;;
+  install 'numpy<2' tensorflow-cpu tf-keras torch 'pyarrow<20' LibRecommender ;; # newer ones want numpy 2
 replay_rec)
   install torch pyarrow 'replay-rec[torch]' ;;
 rectools_dssm)
-  install torch pyarrow 'rectools[torch]' ;;
+  install torch 'pyarrow<20' 'rectools[torch]' ;; # it wants numpy 1
 *)
   echo "no such peer: $peer; there are tfrs, librecommender, replay_rec, rectools_dssm" >&2
   exit 2 ;;

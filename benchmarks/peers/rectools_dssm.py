@@ -16,8 +16,7 @@ from pace import Enough, Pace, job
 from pytorch_lightning import Callback
 from rectools import Columns
 from rectools.dataset import Dataset
-from rectools.dataset.torch_datasets import DSSMDataset
-from rectools.models.dssm import DSSMModel
+from rectools.models import DSSMModel
 
 BATCH = 128
 
@@ -49,7 +48,7 @@ def main() -> None:
     items = pd.DataFrame({"id": np.arange(given.items), "feature": "id", "value": np.arange(given.items)})
     dataset = Dataset.construct(events, users, ["user"], items, ["id"])
     model = DSSMModel(
-        DSSMDataset, n_factors=given.dim, max_epochs=1000, batch_size=given.batch, trainer_accelerator="cpu",
+        n_factors=given.dim, max_epochs=1000, batch_size=given.batch, trainer_accelerator="cpu",
         callbacks=[Clock(pace)], loggers=False,
     )  # fmt: skip
     with contextlib.suppress(Enough):
