@@ -57,12 +57,12 @@ def test_users_and_items_are_counted_from_the_largest_id() -> None:
     assert (job(1).users, job(1).items) == (5, 3)
 
 
-def test_a_peer_is_asked_in_its_own_process_and_its_last_line_is_read(tmp_path: Path) -> None:
+def test_a_peer_is_asked_in_its_own_process_and_its_line_of_json_is_read(tmp_path: Path) -> None:
     script = tmp_path / "fake.py"
     script.write_text(
         "import os\nprint('chatter')\n"
         'print(\'{"examples": %s, "seconds": 2, "keras": %s}\' % (os.environ[\'OMP_NUM_THREADS\'], '
-        "os.environ['TF_USE_LEGACY_KERAS']))\n"
+        "os.environ['TF_USE_LEGACY_KERAS']))\nprint('the bar goes on')\n"
     )
     assert peers.told([sys.executable, str(script)], threads=6) == {"examples": 6, "seconds": 2, "keras": 1}
 
@@ -72,7 +72,7 @@ def test_a_peer_that_fails_is_told_by_its_error(tmp_path: Path) -> None:
     script.write_text("raise ValueError('no such layer')")
     assert peers.told([sys.executable, str(script)], 1) == {"error": "ended with 1: ValueError: no such layer"}
     script.write_text("print('no figure')")
-    assert peers.told([sys.executable, str(script)], 1) == {"error": "its last line tells no pace: 'no figure'"}
+    assert peers.told([sys.executable, str(script)], 1) == {"error": "it tells no pace: 'no figure'"}
     assert "nowhere" in peers.told(["/nowhere/python"], 1)["error"]
 
 

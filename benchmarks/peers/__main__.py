@@ -54,7 +54,7 @@ def make_log(path: Path, users: int, items: int, events: int, seed: int = 0) -> 
 
 
 def told(command: list[str], threads: int) -> Told:
-    """What a side tells in its last line, or ``{"error": …}``."""
+    """What a side tells in its last line of JSON, or ``{"error": …}``."""
     here = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TF_NUM_INTRAOP_THREADS": str(threads)}
     keras = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     try:
@@ -65,10 +65,10 @@ def told(command: list[str], threads: int) -> Told:
         return {"error": str(error)}
     if done.returncode:
         return {"error": f"ended with {done.returncode}: {_last(done.stderr)}"}
-    try:
-        found: Told = json.loads(_last(done.stdout))
-    except ValueError:
-        return {"error": f"its last line tells no pace: {_last(done.stdout)!r}"}
+    line = _last(done.stdout, "{")  # progress bars may come after it
+    if not line:
+        return {"error": f"it tells no pace: {_last(done.stdout)!r}"}
+    found: Told = json.loads(line)
     return found
 
 
@@ -168,9 +168,9 @@ def lines(found: dict[str, Told], rounds: list[dict[str, Told]], batch: int) -> 
         report(f"peers/over_plain_loop_{batch}", statistics.median(plain), 0.97, at_most=False)
 
 
-def _last(text: str) -> str:
-    """The last line that is not empty."""
-    return next((line for line in reversed(text.splitlines()) if line.strip()), "")
+def _last(text: str, start: str = "") -> str:
+    """The last line that is not empty and starts so."""
+    return next((line for line in reversed(text.splitlines()) if line.strip() and line.startswith(start)), "")
 
 
 def _commit() -> str:

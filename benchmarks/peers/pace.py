@@ -73,7 +73,7 @@ class Pace:
                 raise Enough
 
     def tell(self, packages: Sequence[str], differs: str) -> None:
-        """Print what was measured as the last line.
+        """Print what was measured as a line of JSON.
 
         Args:
             packages: whose versions are told.
@@ -90,7 +90,7 @@ class Pace:
             "versions": {name: version(name) for name in packages},
             "differs": differs,
         }
-        print(json.dumps(told), flush=True)
+        print("\n" + json.dumps(told), flush=True)  # whatever bar stands on this line
 
 
 def job() -> Job:

@@ -31,8 +31,9 @@ class Clock(Callback):
         """After a step."""
         self.pace.step()
 
-    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        """Nothing: the time is over."""
+    def __deepcopy__(self, memo: Any) -> "Clock":
+        """Itself: the model trains with a copy of its trainer."""
+        return self
 
 
 def main() -> None:
@@ -46,7 +47,9 @@ def main() -> None:
     })  # fmt: skip
     users = pd.DataFrame({"id": np.arange(given.users), "feature": "user", "value": "any"})
     items = pd.DataFrame({"id": np.arange(given.items), "feature": "id", "value": np.arange(given.items)})
-    dataset = Dataset.construct(events, users, ["user"], items, ["id"])
+    dataset = Dataset.construct(
+        events, user_features_df=users, cat_user_features=["user"], item_features_df=items, cat_item_features=["id"]
+    )
     model = DSSMModel(
         n_factors=given.dim, max_epochs=1000, batch_size=given.batch, trainer_accelerator="cpu",
         callbacks=[Clock(pace)], loggers=False,
