@@ -20,7 +20,7 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -108,31 +108,34 @@ def _run(loop: Iterator[None], steps: int) -> None:
 class TakeTurns(pl.Callback):
     """After each block of our steps, as many of the other side's; seconds of both."""
 
-    def __init__(self, other: Iterator[None], steps: int) -> None:
-        self.other, self.steps = other, steps
+    def __init__(self, other: Iterator[None], steps: int, now: Callable[[], float] = time.perf_counter) -> None:
+        self.other, self.steps, self.now = other, steps, now
         self.start = 0.0
         self.ours: list[float] = []
         self.theirs: list[float] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, _: Any, batch: Any, i: int) -> None:
         """Read the clock at the ends of a block; at its last step, let the other side run."""
-        now = time.perf_counter()
+        now = self.now()
         place = trainer.global_step % self.steps
         if place == 1:
             self.start = now
         if place == 0:
             self.ours.append(now - self.start)
             next(self.other)
-            start = time.perf_counter()
+            start = self.now()
             for _ in range(self.steps - 1):
                 next(self.other)
-            self.theirs.append(time.perf_counter() - start)
+            self.theirs.append(self.now() - start)
 
 
-def turns(config: Any, dataset: Any, memory: InMemory, size: int, steps: int, blocks: int) -> TakeTurns:
+def turns(
+    config: Any, dataset: Any, memory: InMemory, size: int, steps: int, blocks: int,
+    now: Callable[[], float] = time.perf_counter,
+) -> TakeTurns:  # fmt: skip
     """Train both sides for so many blocks, and one to warm up."""
     config.batch_size = size
-    clock = TakeTurns(plain_loop(standing(config, dataset), memory, size), steps)
+    clock = TakeTurns(plain_loop(standing(config, dataset), memory, size), steps, now)
     quiet = ProgressBar(console=Console(file=io.StringIO(), force_terminal=True))
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=steps * (blocks + 1), limit_val_batches=0, logger=False,

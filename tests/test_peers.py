@@ -111,7 +111,7 @@ def test_the_lines_name_the_fastest_peer_and_every_failure(capsys: pytest.Captur
 def test_each_peer_has_a_script_and_an_environment() -> None:
     shell = (peers.HERE / "make_env.sh").read_text()
     args = Namespace(environments=Path("e"), peers=peers.PEERS, batch=1, dim=1, hidden=1, threads=1,
-                     seconds=1, warm_up=1, blocks=1)  # fmt: skip
+                     seconds=1, warm_up=1, blocks=1, clock="wall")  # fmt: skip
     for peer, command in list(peers.commands(Path("log"), args).items())[1:]:
         assert Path(command[1]).is_file(), peer
         assert f"\n{peer})\n" in shell

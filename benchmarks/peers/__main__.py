@@ -74,7 +74,8 @@ def told(command: list[str], threads: int) -> Told:
 
 def commands(log: Path, args: argparse.Namespace) -> dict[str, list[str]]:
     """How each side is started; ours first."""
-    shape = [f"--batch={args.batch}", f"--dim={args.dim}", f"--hidden={args.hidden}", f"--threads={args.threads}"]
+    shape = [f"--batch={args.batch}", f"--dim={args.dim}", f"--hidden={args.hidden}", f"--threads={args.threads}",
+             f"--clock={args.clock}"]  # fmt: skip
     clock = [f"--seconds={args.seconds}", f"--warm-up={args.warm_up}"]
     ours = [sys.executable, "-m", "benchmarks.peers.ours", str(log), *shape, f"--blocks={args.blocks}"]
     return {OURS: ours} | {
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where the machine is busy")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="of a peer's turn, after the warm-up")
     parser.add_argument("--warm-up", type=int, default=5, help="steps of a peer before its clock starts")

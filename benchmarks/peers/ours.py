@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -54,7 +55,9 @@ def main() -> None:
     parser.add_argument("log", type=Path)
     for name in ("batch", "dim", "hidden", "threads", "blocks"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     args = parser.parse_args()
+    now = time.process_time if args.clock == "cpu" else time.perf_counter
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     width = [f"model.dim={args.dim}", f"model.user.width={args.hidden}", f"model.item.width={args.hidden}"]
@@ -62,7 +65,7 @@ def main() -> None:
         config = compose("train", [*SETTINGS, *width])
     torch.set_num_threads(args.threads)
     dataset = prepared(args.log)
-    clock = turns(config, dataset, InMemory(build.datamodule(config, dataset)), args.batch, STEPS, args.blocks)
+    clock = turns(config, dataset, InMemory(build.datamodule(config, dataset)), args.batch, STEPS, args.blocks, now)
     told = {
         "examples": args.batch * (STEPS - 1) * args.blocks,
         "seconds": round(sum(clock.ours), 3),

@@ -32,6 +32,7 @@ class Job(NamedTuple):
         threads: of the computation.
         seconds: to train after the warm-up.
         warm_up: steps before the clock starts.
+        clock: ``wall``, or ``cpu``: seconds of the processor, all threads of the process together.
     """
 
     user: np.ndarray[Any, np.dtype[np.int64]]
@@ -42,6 +43,7 @@ class Job(NamedTuple):
     threads: int
     seconds: float
     warm_up: int
+    clock: str = "wall"
 
     @property
     def users(self) -> int:
@@ -60,10 +62,11 @@ class Pace:
     def __init__(self, job: Job) -> None:
         self.batch, self.warm_up, self.limit = job.batch, job.warm_up, job.seconds
         self.steps, self.start, self.seconds = 0, 0.0, 0.0
+        self.now = time.process_time if job.clock == "cpu" else time.perf_counter
 
     def step(self) -> None:
         """After each step."""
-        now = time.perf_counter()
+        now = self.now()
         self.steps += 1
         if self.steps == self.warm_up:
             self.start = now
@@ -100,7 +103,8 @@ def job() -> Job:
     for name in ("batch", "dim", "hidden", "threads", "warm-up"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     args = parser.parse_args()
     table = pq.read_table(args.log, columns=["user", "item"])
     user, item = (table[name].to_numpy() for name in ("user", "item"))
-    return Job(user, item, args.batch, args.dim, args.hidden, args.threads, args.seconds, args.warm_up)
+    return Job(user, item, args.batch, args.dim, args.hidden, args.threads, args.seconds, args.warm_up, args.clock)
