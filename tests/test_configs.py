@@ -65,15 +65,21 @@ SMALL_MARKET = ["data.generate.users=300", "data.generate.jobs=200", "data.gener
 SMALL = {"market": SMALL_MARKET, "melo": ["data.generate.partners=1"]}
 
 
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where data are prepared once for all experiments."""
+    return tmp_path_factory.mktemp("prepared")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names("experiment"))
-def test_experiments_take_a_step(name: str, tmp_path: Path) -> None:
+def test_experiments_take_a_step(name: str, prepared: Path, tmp_path: Path) -> None:
     overrides = [f"experiment={name}", "logger=none", "+trainer.limit_train_batches=1", "trainer.max_epochs=1"]
-    config = composed("train", *overrides, f"var={tmp_path}/var", f"runs={tmp_path}/runs", "evaluate=[]", "threads=1")
+    places = [f"var={prepared}", f"runs={tmp_path}/runs", "evaluate=[]", "threads=1"]
+    config = composed("train", *overrides, *places)
     generated = config.data.get("generate")
     if generated:
-        small = [*overrides, *SMALL[generated.get("kind", "market")], f"var={tmp_path}/var", f"runs={tmp_path}/runs"]
-        config = composed("train", *small, "evaluate=[]", "threads=1")
+        config = composed("train", *overrides, *SMALL[generated.get("kind", "market")], *places)
     source = Path(config.data.source if not generated else generated.get("melo", ROOT))
     if not source.exists():
         pytest.skip(f"needs the real data at {source}")
