@@ -7,7 +7,8 @@ The log is made once: ids only, 10 M events of 1 M users on 200 k jobs. Each sid
 it, warms up, trains for a while and tells its pace; a peer runs in its own environment, by
 ``benchmarks/peers/PEER.py``, which says how it is set up. Sides take turns, ``--repeats`` times: the ratio to a peer is
 the median over turns of ours to its. A plain torch loop takes turns with ours within our process. A peer that cannot
-run is shown with its error.
+run is shown with its error. ``--clock cpu --threads 1`` counts seconds of the processor instead, which other work on
+the machine hardly lengthens.
 
 The log, the environments and what was prepared stay under ``--environments``, for the next time.
 """
@@ -150,17 +151,18 @@ def main() -> None:
     }
     args.record.parent.mkdir(parents=True, exist_ok=True)
     args.record.write_text(json.dumps(record, indent=1) + "\n")
-    lines(found, rounds, args.batch)
+    lines(found, rounds, args.batch, args.clock)
 
 
-def lines(found: dict[str, Told], rounds: list[dict[str, Told]], batch: int) -> None:
+def lines(found: dict[str, Told], rounds: list[dict[str, Told]], batch: int, clock: str = "wall") -> None:
     """Each side's pace or error, then what was asked."""
+    unit = {"wall": "examples/s", "cpu": "examples per second of the processor"}[clock]
     for side, row in found.items():
         if "error" in row:
             print(f"{side}: no figure: {row['error']}")
             continue
         over = f", ours {row['ours_over_it']:.2f} times that" if "ours_over_it" in row else ""
-        print(f"{side}: {row['examples_per_s']:,.0f} examples/s ({row['low']:,.0f} to {row['high']:,.0f}){over}; "
+        print(f"{side}: {row['examples_per_s']:,.0f} {unit} ({row['low']:,.0f} to {row['high']:,.0f}){over}; "
               f"{row['differs']}")  # fmt: skip
     ratios = [row["ours_over_it"] for row in found.values() if "ours_over_it" in row]
     if ratios:

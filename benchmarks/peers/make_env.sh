@@ -14,7 +14,8 @@ tfrs)
   install tensorflow-cpu tf-keras pyarrow
   install --no-deps tensorflow-recommenders ;; # it asks for `tensorflow`, with CUDA
 librecommender)
-  install 'numpy<2' tensorflow-cpu tf-keras torch 'pyarrow<20' LibRecommender ;; # newer ones want numpy 2
+  # it names no requirements of its own; newer pyarrows want numpy 2
+  install 'numpy<2' 'pandas<3' 'pyarrow<20' scipy scikit-learn gensim tqdm tensorflow-cpu tf-keras torch LibRecommender ;;
 replay_rec)
   install torch pyarrow 'replay-rec[torch]' ;;
 rectools_dssm)
