@@ -40,6 +40,8 @@ class Rules:
         contexts: rows of ``contexts.parquet``.
         bounds: of ``global_time``: microseconds at which valid and test begin.
         users_per_bucket: users that share a part.
+        generation: of the parts that are written; 0: they are the first.
+        older: ``[users]`` events that each has in the histories of older generations; None: there are none.
     """
 
     spec: DatasetSpec
@@ -49,6 +51,8 @@ class Rules:
     contexts: int
     bounds: tuple[int, int] | None
     users_per_bucket: int
+    generation: int = 0
+    older: Ints | None = None
 
 
 def is_random(spec: DatasetSpec) -> bool:
@@ -133,8 +137,10 @@ class Consumer:
         self._hashes, self._repeated = hashes, repeated
         self.weights = np.array([a.weight for a in self.spec.actions], np.float32)
         self.eligible = np.array([a.history for a in self.spec.actions])
-        self.examples = Parts(out, "examples", users_per_bucket=rules.users_per_bucket)
-        self.history = Parts(out, "history", users_per_bucket=rules.users_per_bucket)
+        self.examples, self.history = (
+            Parts(out, folder, rules.generation, users_per_bucket=rules.users_per_bucket)
+            for folder in ("examples", "history")
+        )
         self.tally = Tally(np.zeros(len(rules.group), np.int64), np.zeros(rules.contexts, np.int64))
 
     def run(self, batches: Iterable[tuple[Events, NDArray[np.int8]]]) -> Iterator[int]:
@@ -185,6 +191,8 @@ class Consumer:
             events, split, stages = events.take(order), split[order], stages[order]
         eligible = self.eligible[events.action]
         ends = history_ends(events.user, stages, events.time, eligible, self.spec.events.clock)
+        if self.rules.older is not None:  # all of them are earlier
+            ends += self.rules.older[events.user]
         weight = self.weights[events.action] * events.weight
         self._write(events, split, stages, weight, ends, eligible)
         self._count(events, split, weight)
@@ -244,7 +252,7 @@ class Consumer:
                     user, group, positive, self._pair_hashes(e), float(s.valid), float(s.test), s.min_items, s.seed
                 )
         if self.spec.refit:
-            split = np.where(split == splits.VALID, splits.TRAIN, split).astype(np.int8)
+            split = splits.refitted(split)
         return split
 
     def _write(
@@ -281,6 +289,7 @@ class Repeated:
         spec: the data config.
         out: folder of the dataset.
         users, items: of user or item rows: their ids.
+        folder: below ``out``, where they go.
     """
 
     def __init__(
@@ -289,9 +298,10 @@ class Repeated:
         out: Path,
         users: Callable[[NDArray[np.int32]], pa.Array],
         items: Callable[[NDArray[np.int32]], pa.Array],
+        folder: str = "rejected",
     ) -> None:
         self._spec, self._users, self._items = spec, users, items
-        self.parts = Parts(out, "rejected", name="duplicate")
+        self.parts = Parts(out, folder, name="duplicate")
         self.first: tuple[object, object] | None = None  # ids of the first pair
 
     def __call__(self, e: Events) -> None:

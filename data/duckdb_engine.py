@@ -28,12 +28,14 @@ class DuckDBEngine:
 
     Attributes:
         numbering: rows of users, where users are the integer ids of the log. Else None, and the table ``user_ids``
-            numbers them: strings sort so much slower than integers that a join is the cheaper way.
+            numbers them: strings sort so much slower than integers that a join is the cheaper way, and users of older
+            generations have their rows already.
     """
 
-    def __init__(self, con: duckdb.DuckDBPyConnection, log: Log) -> None:
+    def __init__(self, con: duckdb.DuckDBPyConnection, log: Log, numbered_before: bool = False) -> None:
         self._con, self._log = con, log
-        self.numbering = Numbering() if log.user_type == "int64" and not log.spec.users.files else None
+        plain = log.user_type == "int64" and not log.spec.users.files and not numbered_before
+        self.numbering = Numbering() if plain else None
         con.execute(f"CREATE OR REPLACE TEMP VIEW log AS {log.union()}")
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:

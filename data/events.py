@@ -8,7 +8,8 @@ both understand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import duckdb
@@ -17,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data import contexts
+from data.files import File
 from data.sources import Source, literal, open_source, quote
 from data.spec import DatasetSpec
 from data.values import id_sql, id_type, order_sql, time_sql
@@ -101,6 +103,12 @@ class Log:
                 cure=f"write one type, or set events.types: {{{column}: string}}",
             )
         return next(iter(known), "string")
+
+    def only(self, files: Sequence[File]) -> Log:
+        """Some files of this log, with ids of its types."""
+        out = copy(self)
+        out.sources = [("", open_source(self.con, [f.shown for f in files]))]
+        return out
 
     @property
     def shown(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from data.consumer import Tally
 from data.spec import DatasetSpec
@@ -33,7 +33,7 @@ _CURE = {
 
 
 def check(spec: DatasetSpec, tally: Tally, shown: str, where: Callable[[str], str]) -> None:
-    """Stop unless every fault is within its limit, and no split empty.
+    """Stop unless every fault is within its limit.
 
     Args:
         spec: the data config.
@@ -42,7 +42,7 @@ def check(spec: DatasetSpec, tally: Tally, shown: str, where: Callable[[str], st
         where: writes the rows with a fault to ``rejected/``, and says where the first of them is.
 
     Raises:
-        DataError: a fault that stops, too many rows set aside, or an empty split.
+        DataError: a fault that stops, or too many rows set aside.
     """
     if not tally.rows:
         raise DataError("the log has no rows", where=shown, cure="correct events.files")
@@ -59,12 +59,24 @@ def check(spec: DatasetSpec, tally: Tally, shown: str, where: Callable[[str], st
                     where=place,
                     cure=f"{_CURE[name]}, or set faults.{name}: {{policy: set_aside, limit: …}} in the data config",
                 )
+
+
+def check_splits(spec: DatasetSpec, positives: Mapping[str, int]) -> None:
+    """Stop if a split is empty that is trained on or asked about.
+
+    Args:
+        spec: the data config.
+        positives: examples with a positive weight, by split.
+
+    Raises:
+        DataError: naming the split.
+    """
     wanted = {"train"} | {t for _, task in spec.tasks for t in task.targets}
     if spec.refit:
         wanted -= {"valid"}
-    if empty := sorted(w for w in wanted if not tally.positives[w]):
+    if empty := sorted(w for w in wanted if not positives.get(w)):
         raise DataError(
-            f"no positive events in split {empty[0]!r}; counts are {dict(tally.positives)}",
+            f"no positive events in split {empty[0]!r}; counts are {dict(positives)}",
             where=f"split.rule={spec.split.rule}",
             cure="correct the split settings, the actions' weights or the files",
         )

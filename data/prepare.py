@@ -15,9 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data import entities, faults, splits, writer
+from data import entities, faults, growth, splits, writer
 from data.blocks import CANDIDATES, TaskSpec
 from data.consumer import Repeated, Rules, is_random
 from data.duckdb_engine import DuckDBEngine
 from data.engines import Engine, Progress, boundaries
 from data.events import Log
 from data.files import File, resolve, unregister
+from data.growth import Base
 from data.numbering import Numbering
 from data.sources import READ_ERRORS, open_source, unreadable
 from data.spec import DatasetSpec
@@ -65,7 +66,9 @@ def all_files(spec: DatasetSpec) -> tuple[File, ...]:
 def fingerprint(spec: DatasetSpec) -> str:
     """Hash of the config and of the sizes and times of the files it names: equal means up to date."""
     stats = [(f.shown, f.size, f.changed_ns) for f in all_files(spec)]
-    config = {k: v for k, v in asdict(spec).items() if k not in ("engine", "spark")}  # all engines write the same
+    config = {
+        k: v for k, v in asdict(spec).items() if k not in ("engine", "spark", "incremental")
+    }  # all engines write the same
     text = json.dumps([FORMAT_VERSION, config, stats], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -78,8 +81,10 @@ def prepare(
     threads: int = 2,
     memory: str = "1500MB",
     encoders: Encoders = open_encoder,
+    whole: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Path:
-    """Prepare a dataset.
+    """Prepare a dataset, or add what is newer to it (``spec.incremental``; see ``data.growth``).
 
     Args:
         spec: the data config.
@@ -88,18 +93,24 @@ def prepare(
         threads: of DuckDB.
         memory: DuckDB's limit; beyond it, it spills to disk.
         encoders: what opens the encoder of a sentence by its name (``text_vectors.kept`` remembers its vectors).
+        whole: prepare everything, also where newer files could be added.
+        say: told why everything is prepared where newer files were to be added.
 
     Raises:
         DataError: the data are not what the config says, beyond the limits of ``faults``.
     """
-    mark = fingerprint(spec)  # before anything is read: a file that changes meanwhile makes the result outdated
+    # before anything is read: a file that changes meanwhile makes the result outdated
+    mark, files = fingerprint(spec), log_files(spec)
     with atomic_folder(target) as out, tempfile.TemporaryDirectory(prefix=".spill", dir=out.parent) as spill:
         con = duckdb.connect(config={"threads": threads, "memory_limit": memory, "temp_directory": spill})
         con.execute("SET TimeZone='UTC'; SET preserve_insertion_order=true")
         try:
             log = Log(con, spec, spec.split_names)
-            with _engine(con, spec, log, Path(spill)) as engine:
-                _prepare(con, spec, log, engine, out, mark, progress, encoders)
+            add = spec.incremental and not whole
+            base = growth.base(con, spec, target, files, log, say) if add else None
+            log = log if base is None else base.log
+            with _engine(con, spec, log, Path(spill), base) as engine:
+                _prepare(con, spec, log, engine, out, mark, files, progress, encoders, base)
         except duckdb.OutOfMemoryException as e:
             raise ConfigError(f"{memory} of memory do not suffice to prepare {spec.name}; set memory to more") from e
         except READ_ERRORS as e:
@@ -111,14 +122,16 @@ def prepare(
 
 
 @contextmanager
-def _engine(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, log: Log, work: Path) -> Iterator[Engine]:
+def _engine(
+    con: duckdb.DuckDBPyConnection, spec: DatasetSpec, log: Log, work: Path, base: Base | None
+) -> Iterator[Engine]:
     if spec.engine == "spark":
         from data.spark_engine import spark_engine  # PySpark is an extra
 
         with spark_engine(con, log, work) as engine:
             yield engine
     else:
-        yield DuckDBEngine(con, log)
+        yield DuckDBEngine(con, log, numbered_before=base is not None)
 
 
 def _prepare(
@@ -128,29 +141,43 @@ def _prepare(
     engine: Engine,
     out: Path,
     mark: str,
+    raw: Sequence[File],
     progress: Progress,
     encoders: Encoders,
+    base: Base | None,
 ) -> None:
     progress("reading users and items", 0.0)
-    users = engine.numbering or _side(con, "user", spec, log, engine)
-    items = _side(con, "item", spec, log, engine)
+    users = engine.numbering or _side(con, "user", spec, log, engine, base)
+    items = _side(con, "item", spec, log, engine, base)
     requests = engine.contexts() if spec.context.features else None
     progress("sorting the log", 0.1)
+    generation = base.generation if base else 0
+    rejected = "rejected" if base is None else f"rejected/{generation:05d}"
     repeated = Repeated(
-        spec, out, lambda rows: users.ids.take(pa.array(rows)), lambda rows: items.ids.take(pa.array(rows))
+        spec, out, lambda rows: users.ids.take(pa.array(rows)), lambda rows: items.ids.take(pa.array(rows)), rejected
     )
-    rules = _rules(con, spec, engine, items, 0 if requests is None else len(requests.ids))
+    bounds = base.bounds if base else boundaries(spec, engine)
+    rules = _rules(con, spec, bounds, items, 0 if requests is None else len(requests.ids))
+    if base is not None:
+        rules = replace(rules, generation=generation, older=base.older_events(len(users.ids)))
     found = engine.run(rules, users, out, repeated, progress)
     repeated.parts.close()
-    tally = found.tally
+    tally, parts = found.tally, dict(found.files)
 
     def where(fault: str) -> str:
         if fault != "duplicate":
-            return engine.reject(fault, out / "rejected")
+            return engine.reject(fault, out / rejected)
         assert repeated.first is not None
         return engine.where_repeated(*repeated.first)
 
-    faults.check(spec, tally, log.shown, where)
+    if base is None or tally.rows:  # the newest file may have nothing to say
+        faults.check(spec, tally, log.shown, where)
+    kept: dict[str, dict[str, Any]] = {}
+    if base is not None:
+        kept = base.keep_parts(out)
+        parts = {name: f["rows"] for name, f in kept.items() if not name.startswith("rejected/")} | parts
+        tally = base.counted(tally, out, [n for n in parts if n.startswith("examples/")], len(users.ids), spec.refit)
+    faults.check_splits(spec, tally.positives)
     if isinstance(users, Numbering):
         users = entities.only_ids("user", users.ids)
         _number(con, "user", users)
@@ -162,12 +189,12 @@ def _prepare(
     sides = {"item": (items, tally.item_events), "user": (users, tally.of_users(len(users.ids)))}
     if requests is not None:
         sides["context"] = requests, tally.context_events
-    _write_sides(out, schema, sides, encoders)
+    _write_sides(out, schema, sides, encoders, base)
     progress("writing tasks", 0.95)
     tasks = {n: t for n, t in spec.tasks if not (spec.refit and "valid" in t.targets)}
     for name, task in tasks.items():
         _write_task(con, out, name, task, spec, log)
-    rows = {name: n for name, n in found.files.items() if name.startswith("examples/")}
+    examples = sum(n for name, n in parts.items() if name.startswith("examples/"))
     write_json(
         out / "dataset.json",
         {
@@ -175,6 +202,8 @@ def _prepare(
             "name": spec.name,
             "refit": spec.refit,
             "fingerprint": mark,
+            "generations": generation + 1,
+            "log": growth.described(spec, raw),
             "schema": schema.to_json(),
             "schema_hash": schema.hash,
             "splits": list(log.splits),
@@ -186,21 +215,25 @@ def _prepare(
                 "users": len(users.ids),
                 "items": len(items.ids),
                 "log_rows": tally.rows,
-                "examples": sum(rows.values()),
-                "history": sum(found.files.values()) - sum(rows.values()),
+                "examples": examples,
+                "history": sum(parts.values()) - examples,
                 "positives": {name: tally.positives[name] for name in log.splits},
             }
             | ({} if requests is None else {"contexts": len(requests.ids)}),
             "rejected": {name: n for name, n in sorted(tally.faults.items()) if n},
             "time_us": [tally.first, tally.last] if spec.events.clock == "time" else None,
-            "files": describe_files(out, {**found.files, **repeated.parts.files}),
+            "files": describe_files(out, {**found.files, **repeated.parts.files}, kept),
         },
     )
     progress("done", 1.0)
 
 
 def _rules(
-    con: duckdb.DuckDBPyConnection, spec: DatasetSpec, engine: Engine, items: entities.Entities, contexts: int
+    con: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    bounds: tuple[int, int] | None,
+    items: entities.Entities,
+    contexts: int,
 ) -> Rules:
     families = items.ids if items.family is None else items.family
     return Rules(
@@ -209,18 +242,22 @@ def _rules(
         group=np.arange(len(items.ids)) if items.group is None else items.group.to_numpy(),
         family_hashes=splits.id_hashes(con, families) if is_random(spec) else None,
         contexts=contexts,
-        bounds=boundaries(spec, engine),
+        bounds=bounds,
         users_per_bucket=writer.USERS_PER_BUCKET,
     )
 
 
-def _side(con: duckdb.DuckDBPyConnection, side: str, spec: DatasetSpec, log: Log, engine: Engine) -> entities.Entities:
+def _side(
+    con: duckdb.DuckDBPyConnection, side: str, spec: DatasetSpec, log: Log, engine: Engine, base: Base | None
+) -> entities.Entities:
     """A side's table, or the ids of the log; also as the table ``SIDE_ids``."""
     block, kind = (spec.users, log.user_type) if side == "user" else (spec.items, log.item_type)
     if block.files:
         ents = entities.read(con, block, spec.source, side, kind, spec.faults, spec.events.time)
     else:
         ents = entities.only_ids(side, engine.ids(side))
+    if base is not None:
+        ents = base.grown(side, ents)
     _number(con, side, ents)
     return ents
 
@@ -247,7 +284,11 @@ def _schema(spec: DatasetSpec, log: Log) -> Schema:
 
 
 def _write_sides(
-    out: Path, schema: Schema, sides: Mapping[str, tuple[entities.Entities, NDArray[np.int64]]], encoders: Encoders
+    out: Path,
+    schema: Schema,
+    sides: Mapping[str, tuple[entities.Entities, NDArray[np.int64]]],
+    encoders: Encoders,
+    base: Base | None,
 ) -> None:
     """Fit each side on what training saw; features that share a vocabulary are fitted together."""
     keys = {"user": (schema.users, c.USER), "item": (schema.items, c.ITEM), "context": (schema.context, c.CONTEXT_ROW)}
@@ -256,6 +297,10 @@ def _write_sides(
         features, key = keys[side]
         fitted[side] = Featurizer.fit(features, ents.table, events, key, encoders)
     share_vocabularies(fitted["item"], [f for side, f in fitted.items() if side != "item"])
+    if base is not None:
+        for side in fitted:  # items come first
+            older, items = base.data.featurizer(side), fitted["item"] if side != "item" else None
+            fitted[side] = fitted[side].continuing(older, items)
     for side, (ents, events) in sides.items():
         _write_side(out, side, keys[side][1], fitted[side], ents, events)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data import splits as split_rules
 from data.blocks import TaskSpec
+from data.histories import stage as stage_of
 from data.parts import RowGroups
 from data.writer import FORMAT_VERSION
 from towers.errors import ConfigError, DataError
@@ -120,6 +122,7 @@ class PreparedDataset:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._groups: dict[str, RowGroups] = {}
         try:
             self.info: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
         except (OSError, ValueError) as e:
@@ -140,6 +143,9 @@ class PreparedDataset:
         self.schema = Schema.from_json(self.info["schema"])
         self.splits: tuple[str, ...] = tuple(self.info["splits"])
         self.refit: bool = self.info["refit"]
+        self.generations: int = self.info.get("generations", 1)
+        # the boundaries of the split move with every generation, and what was written of it then is out of date
+        self._bounds = self.info["split"]["boundaries_us"] if self.generations > 1 else None
 
     @property
     def files_sha256(self) -> str:
@@ -218,11 +224,16 @@ class PreparedDataset:
 
     def examples(self, *names: str) -> Examples:
         """Examples of these splits, all actions (a weight of 0 marks no positive)."""
-        parts = []
-        wanted = pa.array([self.splits.index(n) for n in names], pa.int8())
-        for file in sorted(f for f in self.info["files"] if f.startswith("examples/")):
-            parts.append(pq.read_table(self.folder / file, filters=[(c.SPLIT, "in", wanted.to_pylist())]))
-        table = pa.concat_tables(parts)
+        wanted = [self.splits.index(n) for n in names]
+        files = [self.folder / f for f in sorted(self.info["files"]) if f.startswith("examples/")]
+        if self._bounds is None:
+            table = pa.concat_tables([pq.read_table(f, filters=[(c.SPLIT, "in", wanted)]) for f in files])
+        else:
+            table = pa.concat_tables(
+                [(t := pq.read_table(f)).filter(pa.array(np.isin(self.split_of(t), wanted))) for f in files]
+            )
+            # of each user, the older generation's are the earlier ones
+            table = table.take(pa.array(np.argsort(table[c.USER_ROW].to_numpy(), kind="stable")))
 
         def column(name: str) -> NDArray[Any]:
             return np.asarray(table[name].to_numpy())
@@ -230,25 +241,47 @@ class PreparedDataset:
         return Examples(
             column(c.USER_ROW),
             column(c.ITEM_ROW),
-            _times(table),
+            instants(table) if c.TIME in table.column_names else None,
             column(c.WEIGHT),
-            column(c.SPLIT),
+            self.split_of(table),
             self.history_bounds[0][column(c.USER_ROW)] + column(c.HISTORY_END),
             column(c.CONTEXT_ROW) if c.CONTEXT_ROW in table.column_names else None,
             column(c.ACTION),
         )
 
     def row_groups(self, folder: str) -> RowGroups:
-        """The row groups of ``examples`` or ``history``, by user."""
-        return RowGroups.of([self.folder / f for f in sorted(self.info["files"]) if f.startswith(f"{folder}/")])
+        """The row groups of ``examples`` or ``history``, by generation and user."""
+        if folder not in self._groups:
+            self._groups[folder] = RowGroups.of(
+                [self.folder / f for f in self.info["files"] if f.startswith(f"{folder}/")]
+            )
+        return self._groups[folder]
+
+    @property
+    def split_column(self) -> str:
+        """The column of examples from which ``split_of`` tells splits."""
+        return c.SPLIT if self._bounds is None else c.TIME
+
+    def split_of(self, rows: pa.Table | pa.RecordBatch) -> NDArray[np.int8]:
+        """``[n]`` codes of the splits of examples, or of events in the history log.
+
+        Args:
+            rows: with ``split_column``.
+        """
+        if self._bounds is None:
+            return np.asarray(rows[c.SPLIT].to_numpy())
+        split = split_rules.global_time(instants(rows), *self._bounds)
+        return split_rules.refitted(split) if self.refit else split
 
     @cached_property
     def history_bounds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """``offsets`` and ``stage_ends`` of the history log, found without holding it."""
         counts = np.zeros((3, len(self.users)), np.int64)  # events of each user in stages 0, 1 and 2
         groups = self.row_groups("history")
-        for table in groups.slices(0, int(groups.starts[-1]), [c.USER_ROW, "stage"]):
-            user, stage = table[c.USER_ROW].to_numpy(), table["stage"].to_numpy()
+        column = "stage" if self._bounds is None else c.TIME
+        for table in groups.slices(0, int(groups.starts[-1]), [c.USER_ROW, column]):
+            user = table[c.USER_ROW].to_numpy()
+            stage = table["stage"].to_numpy() if self._bounds is None else stage_of(self.split_of(table))
             first, last = int(user[0]), int(user[-1])
             for s in range(3):
                 counts[s, first : last + 1] += np.bincount(user[stage == s] - first, minlength=last + 1 - first)
@@ -269,13 +302,35 @@ class PreparedDataset:
         item, action = np.empty(n, np.int32), np.empty(n, np.int8)
         time = np.empty(n, np.int64) if c.TIME in groups.names else None
         names = [name for name in (c.ITEM_ROW, c.ACTION, c.TIME) if name in groups.names]
-        at = 0
-        for table in groups.slices(start, start + n, names):
-            rows = slice(at, at := at + len(table))
+        for rows, table in self._placed(groups, first, offsets - start, names):
             item[rows], action[rows] = table[c.ITEM_ROW].to_numpy(), table[c.ACTION].to_numpy()
             if time is not None:
-                time[rows] = table[c.TIME].cast(pa.int64()).to_numpy()
+                time[rows] = instants(table)
         return HistoryLog(offsets - start, stage_ends - start, item, action, time)
+
+    def _placed(
+        self, groups: RowGroups, first: int, offsets: NDArray[np.int64], names: Sequence[str]
+    ) -> Iterator[tuple[Any, pa.RecordBatch]]:
+        """The events of some users in small batches, each with its place among them.
+
+        Args:
+            groups: of the history log.
+            first: the row of the first user.
+            offsets: ``[users + 1]`` events before those of each of them.
+            names: columns.
+        """
+        if self.generations == 1:
+            at, start = 0, int(self.history_bounds[0][first])
+            for batch in groups.slices(start, start + int(offsets[-1]), names):
+                yield slice(at, at := at + len(batch)), batch
+            return
+        free = offsets[:-1].copy()  # where the next event of each user goes
+        for batch in groups.of_users(first, first + len(free), [c.USER_ROW, *names]):
+            user = batch[c.USER_ROW].to_numpy() - first
+            counts = np.bincount(user - user[0])
+            before = np.cumsum(counts) - counts
+            yield free[user] + np.arange(len(user)) - before[user - user[0]], batch
+            free[user[0] : user[-1] + 1] += counts
 
     @cached_property
     def known(self) -> Ragged:
@@ -325,28 +380,18 @@ class PreparedDataset:
             items: ``[items]`` likewise.
         """
         groups, wanted = self.row_groups("examples"), [self.splits.index(name) for name in splits]
-        names = [c.USER_ROW, c.ITEM_ROW, c.WEIGHT, c.SPLIT]
-        start, end = groups.starts[[0, -1]] if span is None else self.example_offsets[list(span)]
+        names = [c.USER_ROW, c.ITEM_ROW, c.WEIGHT, self.split_column]
+        every = groups.slices(0, int(groups.starts[-1]), names)
         found = [np.zeros((2, 0), np.int32)]
-        for table in groups.slices(int(start), int(end), names):
-            user, item, weight, split = (table[name].to_numpy() for name in names)
-            rows = (weight > 0) & np.isin(split, wanted)
+        for table in every if span is None else groups.of_users(*span, names):
+            user, item, weight = (table[name].to_numpy() for name in names[:3])
+            rows = (weight > 0) & np.isin(self.split_of(table), wanted)
             for mask, row in ((users, user), (items, item)):
                 if mask is not None:
                     rows &= mask[row]
             found.append(np.stack([user[rows], item[rows]]))
         user, item = np.concatenate(found, axis=1).astype(np.int64)
         return user, item
-
-    @cached_property
-    def example_offsets(self) -> NDArray[np.int64]:
-        """``[users + 1]`` examples of all splits before those of each user."""
-        out = np.zeros(len(self.users) + 1, np.int64)
-        groups = self.row_groups("examples")
-        for table in groups.slices(0, int(groups.starts[-1]), [c.USER_ROW]):
-            user = table[c.USER_ROW].to_numpy()
-            out[user[0] + 1 : user[-1] + 2] += np.bincount(user - user[0])
-        return np.cumsum(out)
 
     def task(self, name: str) -> TaskSpec:
         """A task's declaration.
@@ -360,7 +405,6 @@ class PreparedDataset:
         return TaskSpec.parse(name, tasks[name])
 
 
-def _times(table: pa.Table) -> NDArray[np.int64] | None:
-    if c.TIME not in table.column_names:
-        return None
-    return np.asarray(table[c.TIME].cast(pa.int64()).to_numpy(), np.int64)
+def instants(rows: pa.Table | pa.RecordBatch) -> NDArray[np.int64]:
+    """``[n]`` the column of times: microseconds, or the plain order."""
+    return np.asarray(rows[c.TIME].cast(pa.int64()).to_numpy(), np.int64)

@@ -114,7 +114,11 @@ class TrainingParts:
     @property
     def bytes(self) -> int:
         """What all parts take in memory."""
-        return int(self.weights.sum()) + len(self.dataset.history_bounds[0]) * _USER
+        offsets, _ = self.dataset.history_bounds
+        every = int(self.weights.sum())
+        if self.dataset.generations > 1:  # each of them counts the whole histories of its users
+            every = len(self) * (self._record.itemsize + _ORDER) + int(offsets[-1]) * _EVENT + len(offsets) * _USER
+        return every + len(offsets) * _USER
 
     def open(self, parts: Ints) -> Window:
         """Read some parts, of which neighbours are read as one.
@@ -130,6 +134,8 @@ class TrainingParts:
 
     def _open(self, parts: Ints) -> Window:
         records = self.records(parts)
+        if self.dataset.generations > 1 and len(parts) == len(self.sizes):  # as if there were one: by user, by time
+            records = records[np.argsort(records["user"], kind="stable")]
         logs = [self._log(*span) for _, span in self._runs(parts)]
         known = [self._known(span[0], log) for (_, span), log in zip(self._runs(parts), logs, strict=True)]
         log, taken = (logs[0], known[0]) if len(logs) == 1 else (_joined_logs(logs), _joined_lists(known))
@@ -148,12 +154,13 @@ class TrainingParts:
         """
         out = np.zeros(int(self.sizes[parts].sum()), self._record)
         names = [name for name in _FIELDS if name in self._groups.names]
+        read = list(dict.fromkeys([*names, self.dataset.split_column]))
         offsets, _ = self.dataset.history_bounds
         at = users_before = events_before = 0
         for run, (first, stop) in self._runs(parts):
-            batches = (batch for g in self._group[run] for batch in self._groups.read(int(g), [*names, c.SPLIT]))
+            batches = (batch for g in self._group[run] for batch in self._groups.read(int(g), read))
             for batch in batches:
-                chosen = _chosen(batch, self._train)
+                chosen = self._chosen(batch)
                 rows = out[at : (at := at + int(np.count_nonzero(chosen)))]
                 for name in names:
                     column = (batch[name].cast(pa.int64()) if name == c.TIME else batch[name]).to_numpy()
@@ -168,7 +175,8 @@ class TrainingParts:
         """Parts that follow each other, with their first user and the one after their last."""
         if len(parts) == len(self.sizes):
             return [(parts, (0, len(self.dataset.users)))]
-        runs = np.split(parts, np.flatnonzero(np.diff(parts) != 1) + 1)
+        generation = self._groups.generation[self._group[parts]]  # in each, users begin anew
+        runs = np.split(parts, np.flatnonzero((np.diff(parts) != 1) | (np.diff(generation) != 0)) + 1)
         return [(run, (int(self._first[run[0]]), int(self._stop[run[-1]]))) for run in runs]
 
     def _capacity(self, budget: int | None) -> int | None:
@@ -187,11 +195,15 @@ class TrainingParts:
     def _look(self, group: int) -> tuple[int, int, int]:
         """Training positions of a row group, the first user of them, and the one after the last."""
         size, first, stop = 0, len(self.dataset.users), 0
-        for batch in self._groups.read(group, [c.USER_ROW, c.WEIGHT, c.SPLIT]):
-            user = batch[c.USER_ROW].to_numpy()[_chosen(batch, self._train)]
+        for batch in self._groups.read(group, [c.USER_ROW, c.WEIGHT, self.dataset.split_column]):
+            user = batch[c.USER_ROW].to_numpy()[self._chosen(batch)]
             if len(user):
                 size, first, stop = size + len(user), min(first, int(user[0])), int(user[-1]) + 1
         return size, first, stop
+
+    def _chosen(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
+        chosen: NDArray[np.bool_] = (self.dataset.split_of(batch) == self._train) & (batch[c.WEIGHT].to_numpy() > 0)
+        return chosen
 
     def _log(self, first: int, stop: int) -> HistoryLog:
         whole = (first, stop) == (0, len(self.dataset.users))
@@ -202,11 +214,6 @@ class TrainingParts:
             return self.dataset.known
         known = self.dataset.known_of(first, log)
         return Ragged(known.offsets, known.values.astype(np.int32))
-
-
-def _chosen(batch: pa.RecordBatch, train: int) -> NDArray[np.bool_]:
-    chosen: NDArray[np.bool_] = (batch[c.SPLIT].to_numpy() == train) & (batch[c.WEIGHT].to_numpy() > 0)
-    return chosen
 
 
 def _joined_logs(logs: list[HistoryLog]) -> HistoryLog:

@@ -22,7 +22,8 @@ class DatasetSpec:
     """A whole data config; see ``docs/data.md`` for a commented example.
 
     ``engine`` and ``spark`` (settings of Spark, without the leading ``spark.``) say what prepares the data, and change
-    nothing of the result.
+    nothing of the result. ``incremental`` lets newer files of the log be added to what has been prepared
+    (``data.growth``).
     """
 
     name: str
@@ -40,6 +41,7 @@ class DatasetSpec:
     refit: bool = False
     engine: Literal["duckdb", "spark"] = "duckdb"
     spark: Mapping[str, str] = field(default_factory=dict)
+    incremental: bool = False
 
     @classmethod
     def parse(cls, spec: Mapping[str, Any]) -> Self:

@@ -51,6 +51,11 @@ def global_time(time: Ints, valid_from: int, test_from: int) -> Codes:
     return (time >= valid_from).astype(np.int8) + (time >= test_from)  # a code is the number of boundaries passed
 
 
+def refitted(split: Codes) -> Codes:
+    """Validation moved into training."""
+    return np.where(split == VALID, TRAIN, split).astype(np.int8)
+
+
 def cold_items(item: Hashes, valid: float, test: float, seed: int) -> Codes:
     """Whole items, or families, held out by their hash: every event of theirs goes with them."""
     u = _mix(item, seed).astype(np.float64) / 2**64

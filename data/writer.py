@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
@@ -130,18 +130,40 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def describe_files(root: Path, rows: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """Every file below ``root`` with its size, SHA-256 and, where known, rows."""
-    out = {}
-    paths = sorted(p for p in root.rglob("*") if p.is_file())
+def describe_files(
+    root: Path, rows: Mapping[str, int], known: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Every file below ``root`` with its size, SHA-256 and, where known, rows.
+
+    Args:
+        root: the folder.
+        rows: of some files, by name.
+        known: what is known of files that are as they were: they are not read again.
+    """
+    out = dict(known or {})
+    paths = {p.relative_to(root).as_posix(): p for p in sorted(root.rglob("*")) if p.is_file()}
+    new = [name for name in paths if name not in out]
     with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(sha256, paths))
-    for path, digest in zip(paths, hashes, strict=True):
-        name = path.relative_to(root).as_posix()
-        out[name] = {"bytes": path.stat().st_size, "sha256": digest}
+        hashes = list(pool.map(sha256, [paths[name] for name in new]))
+    for name, digest in zip(new, hashes, strict=True):
+        out[name] = {"bytes": paths[name].stat().st_size, "sha256": digest}
         if name in rows:
             out[name]["rows"] = rows[name]
-    return out
+    return {name: out[name] for name in paths}
+
+
+def generation_of(part: str | Path) -> int:
+    """The generation of ``FOLDER/BUCKET-GENERATION.parquet``."""
+    return int(Path(part).stem.rsplit("-", 1)[1])
+
+
+def keep_file(source: Path, target: Path) -> None:
+    """Let a file have a second name; where the filesystem has no hard links, a copy with its time of change."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def write_json(path: Path, value: Any) -> None:

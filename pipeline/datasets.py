@@ -44,7 +44,16 @@ def ensure_prepared(config: DictConfig, *, force: bool = False) -> PreparedDatas
             with progress(f"prepare {spec.name}") as tell:
                 # vectors of texts outlive a dataset: another one, or a new version of it, has most of them in common
                 encoders = kept(Path(config.var) / "text_vectors", lambda what, share: tell(what, 0.8 + 0.15 * share))
-                prepare(spec, target, progress=tell, threads=config.threads, memory=config.memory, encoders=encoders)
+                prepare(
+                    spec,
+                    target,
+                    progress=tell,
+                    threads=config.threads,
+                    memory=config.memory,
+                    encoders=encoders,
+                    whole=force,
+                    say=say,
+                )
             say(f"prepared {target}")
     return PreparedDataset(target)
 

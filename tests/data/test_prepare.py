@@ -30,7 +30,7 @@ def everything(folder: Path) -> dict[str, str]:
         name = path.relative_to(folder).as_posix()
         if name == "dataset.json":
             info = json.loads(path.read_text())
-            out[name] = json.dumps({k: v for k, v in info.items() if k != "fingerprint"}, sort_keys=True)
+            out[name] = json.dumps({k: v for k, v in info.items() if k not in ("fingerprint", "log")}, sort_keys=True)
         else:
             out[name] = sha256(path)
     return out

@@ -115,6 +115,28 @@ class Featurizer:
         rows = table.filter(pa.array(seen)) if not seen.all() else table
         return cls([_fit(f, table if f.fit == "all" else rows, events[seen], id_column, encoders) for f in features])
 
+    def continuing(self, older: Featurizer, items: Featurizer | None = None) -> Featurizer:
+        """The same features, encoded as an older featurizer encodes them wherever it can.
+
+        Known values keep their ids and new ones come after them; bucket edges and normalisers are the older ones.
+        What reads sentences stays the newer one, which encodes all of them anew.
+
+        Args:
+            older: fitted on earlier data with the same declarations.
+            items: the items' features, continued already, where some of these share their vocabularies.
+        """
+        out = []
+        for name, f in self._fitted.items():
+            was = older._fitted[name]
+            vocabulary = f.vocabulary
+            if items is not None and f.feature.vocabulary:
+                vocabulary = items.vocabulary(f.feature.vocabulary.removeprefix("items."))
+            elif vocabulary is not None and was.vocabulary is not None:
+                vocabulary = was.vocabulary.grown(vocabulary, f.feature.max_size)
+            numbers = was.numbers if f.feature.kind is Kind.NUMERIC else f.numbers
+            out.append(replace(f, vocabulary=vocabulary, numbers=numbers))
+        return Featurizer(out)
+
     @property
     def infos(self) -> tuple[FeatureInfo, ...]:
         """What a model needs to know, in the order of declaration."""

@@ -83,6 +83,27 @@ class Vocabulary:
         filled = [p for p in parts if len(p.values)] or list(parts[:1])
         return cls.fit(pa.chunked_array([p.values for p in filled]), np.concatenate([p.counts for p in filled]))
 
+    def grown(self, newer: Vocabulary, max_size: int | None = None) -> Vocabulary:
+        """The same values with the same ids, then those that only a newer vocabulary has, with its counts.
+
+        A value that the newer one has dropped keeps its id and its count.
+
+        Args:
+            newer: fitted on later data.
+            max_size: new values are added up to this many in all.
+
+        Raises:
+            DataError: their values cannot be compared.
+        """
+        if not len(newer.values) or not len(self.values):
+            return self if len(self.values) else newer
+        theirs, mine = _as_one_type(newer.values, self.values, "vocabulary")
+        place = pc.fill_null(pc.index_in(theirs, value_set=mine), -1).to_numpy(zero_copy_only=False)
+        new = np.flatnonzero(place < 0)[: None if max_size is None else max(0, max_size - len(mine))]
+        counts = np.concatenate([self.counts, newer.counts[new]])
+        counts[place[place >= 0]] = newer.counts[place >= 0]
+        return Vocabulary(pa.concat_arrays([mine, theirs.take(pa.array(new))]), counts)
+
     def __len__(self) -> int:
         """Number of embedding rows, the three special ones included."""
         return FIRST + len(self.values)
