@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +233,7 @@ def _newer(
 
 def config_hash(spec: DatasetSpec) -> str:
     """Hash of a config without what may differ between generations: files of the log and of tables, and the engine."""
-    config = {k: v for k, v in asdict(spec).items() if k not in ("engine", "spark", "incremental")}
+    config = spec.content()
     for block in ("events", "users", "items"):
         config[block] = {k: v for k, v in config[block].items() if k != "files"}
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()

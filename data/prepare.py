@@ -66,10 +66,7 @@ def all_files(spec: DatasetSpec) -> tuple[File, ...]:
 def fingerprint(spec: DatasetSpec) -> str:
     """Hash of the config and of the sizes and times of the files it names: equal means up to date."""
     stats = [(f.shown, f.size, f.changed_ns) for f in all_files(spec)]
-    config = {
-        k: v for k, v in asdict(spec).items() if k not in ("engine", "spark", "incremental")
-    }  # all engines write the same
-    text = json.dumps([FORMAT_VERSION, config, stats], sort_keys=True, default=str)
+    text = json.dumps([FORMAT_VERSION, spec.content(), stats], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

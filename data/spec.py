@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
 from data.blocks import FAULTS, ContextSpec, EntitySpec, EventsSpec, Limit, SplitSpec, TaskSpec
@@ -141,6 +141,10 @@ class DatasetSpec:
         named = [n for n, _ in self.events.files if n] or [t for _, task in self.tasks for t in task.targets]
         tests = tuple(dict.fromkeys(n for n in named if n not in ("train", "valid")))
         return ("train", "valid", *(tests or ("test",)))
+
+    def content(self) -> dict[str, Any]:
+        """As plain values, without what changes nothing of what is prepared: the engine, and in how many goes."""
+        return {k: v for k, v in asdict(self).items() if k not in ("engine", "spark", "incremental")}
 
     def refitted(self) -> Self:
         """The same dataset with the validation split moved into training."""

@@ -18,38 +18,29 @@ from towers.errors import ConfigError
 def published(target: Path) -> Iterator[Path]:
     """Give a hidden folder to fill; when the block ends without an error, rename it to ``target``.
 
-    What earlier writers of this target left behind when they were killed is removed: each holds a lock on
-    its folder, which the kernel lets go when the process dies.
-
     Raises:
         ConfigError: ``target`` exists.
     """
-    target = Path(os.path.abspath(target))  # noqa: PTH100 - the name is kept, links are not followed
-    _refuse_existing(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _clean(target)
-    folder, lock = _locked(target)
-    try:
+    target = _named(target)
+    with staging(target) as folder:
         yield folder
         _sync(folder)
         _refuse_existing(target)
         folder.rename(target)
         _sync_one(target.parent)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    finally:
-        os.close(lock)
 
 
 @contextmanager
 def staging(target: Path) -> Iterator[Path]:
     """Give a hidden folder beside ``target`` for what has to be at hand before it is published; remove it at the end.
 
+    What earlier writers of this target left behind when they were killed is removed: each holds a lock on
+    its folder, which the kernel lets go when the process dies.
+
     Raises:
         ConfigError: ``target`` exists.
     """
-    target = Path(os.path.abspath(target))  # noqa: PTH100 - as above
+    target = _named(target)
     _refuse_existing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     _clean(target)
@@ -57,8 +48,12 @@ def staging(target: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # renamed already, if all went well
         os.close(lock)
+
+
+def _named(target: Path) -> Path:
+    return Path(os.path.abspath(target))  # noqa: PTH100 - the name is kept, links are not followed
 
 
 def _refuse_existing(target: Path) -> None:

@@ -198,10 +198,8 @@ def build_index(
     gpu = _on_gpu(recipe.device) and recipe.kind in ON_GPU
     if gpu:
         index = faiss.index_cpu_to_all_gpus(index, ngpu=1)
-    if recipe.is_ivf:
+    if recipe.is_ivf or recipe.lossy:
         index.train(_training(vectors, recipe))
-    elif recipe.lossy:
-        index.train(np.ascontiguousarray(vectors[:_BLOCK]))
     block = {"flat": n, "hnsw": _BLOCK >> 6, "hnsw_sq8": _BLOCK >> 6}.get(recipe.kind, _BLOCK)
     for start in range(0, n, block):
         tell(start / n)
