@@ -205,7 +205,7 @@ METHODS = {
         _baseline("xing16_coldjob_item_knn", (("all/recall@20", 0.0494), ("all/ndcg@20", 0.0261))),
         _baseline("xing16_coldjob_tfidf", (("cold/recall@20", 0.2121), ("cold/ndcg@20", 0.1156))),
         Method("xing16_coldjob_collective", "closed form", quick=("model.dim=256",)),
-        Method("xing16_coldjob", chosen=True, quick=_EPOCH),
+        Method("xing16_coldjob", chosen=True, quick=("trainer.max_epochs=2",)),
     ],
     "jobviews": [
         _baseline("jobviews_popularity", _test(r20=0.0320, n20=0.0131)),
@@ -232,7 +232,7 @@ METHODS = {
         _baseline("amazon_cds_popularity"),
         _baseline("amazon_cds_item_knn"),
         Method("amazon_cds_svd", "closed form", quick=("model.dim=512",)),
-        Method("amazon_cds_blocks", "closed form", True, ("model.blocks.ials.dim=256", "model.blocks.svd.dim=256")),
+        Method("amazon_cds_blocks", "closed form", True, ("model.blocks.svd.dim=128",)),
         Method("amazon_cds", quick=_EPOCH),
     ],
     "amazon_beauty": [
