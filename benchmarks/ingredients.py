@@ -38,7 +38,7 @@ _CLICKS = [
     Ablation("truncated SVD", ("~model.blocks.svd", "~init.svd", "~model.weights.svd")),
     _FOLD_IN,
     _BALANCED,
-    Ablation("width 256: 64", ("model.blocks.ials.dim=64", "model.blocks.svd.dim=64")),
+    Ablation("widths: 64", ("model.blocks.ials.dim=64", "model.blocks.svd.dim=64")),
 ]
 ABLATIONS: dict[str, list[Ablation]] = {
     "xing16_blocks": [
