@@ -5,7 +5,8 @@ encodes a request with exactly the code that encoded the training data.
 """
 
 from towers.features.batch import Batch, Ragged
-from towers.features.featurizer import FeatureInfo, Featurizer, share_vocabularies
+from towers.features.encoding import FeatureInfo
+from towers.features.featurizer import Featurizer, share_vocabularies
 from towers.features.ids import IdMap
 from towers.features.schema import Action, Feature, Kind, Schema
 from towers.features.sentences import Encoders, TextEncoder, open_encoder
