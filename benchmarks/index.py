@@ -8,8 +8,9 @@ python -m benchmarks.index --vectors items.npy queries.npy
 The items are the distinct texts of MELO, O*NET, ESCO and job views, as the item tower of the run sees them; queries
 are other ones. Half of the queries tune, the other half judges. Every library gets the vectors in one process, with one
 thread; each of its settings is a point (recall@100, queries per second one at a time, queries per second in batches of
-256), and points are timed in turns. hnswlib, usearch and scann are found on ``--site``, a folder that
-`pip install --target` filled, or not measured.
+256), and points are timed in turns. hnswlib, usearch and scann are found on ``--site``, or not measured:
+
+pip install --target var/site --no-deps hnswlib usearch numkong scann    # numkong: what usearch computes with
 """
 
 from __future__ import annotations
@@ -110,10 +111,11 @@ def vectors_of(path: str, shared: Path, items: int, queries: int) -> tuple[np.nd
 
 def ours(candidate: Candidate, index: Any, items: np.ndarray, recipe: IndexRecipe) -> Point:
     """A FAISS index as the retriever asks it; compressed kinds with re-scoring."""
+    asked = VectorSearch(index, items, recipe)
 
     def search(queries: np.ndarray) -> np.ndarray:
-        made = VectorSearch(with_search_settings(index, recipe), items, recipe)
-        return made.search(queries, K)[0]
+        with_search_settings(index, recipe)  # other points ask the same index
+        return asked.search(queries, K)[0]
 
     told = {"nprobe": recipe.nprobe} if recipe.is_ivf else {} if recipe.kind == "flat" else {"ef": recipe.ef_search}
     told |= {"rescore": recipe.rescore} if recipe.lossy else {}
@@ -172,8 +174,8 @@ def scann_points(items: np.ndarray, m: int, ef: int) -> Iterator[Point]:
     made = scann.scann_ops_pybind.builder(items, K, "dot_product").set_n_training_threads(1)
     made = made.tree(leaves, leaves // 20, training_sample_size=min(len(items), 250_000))
     searcher = made.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(4 * K).build()
-    for share in (0.08, 0.16, 0.32, 0.64):
-        for reorder in (2 * K, 4 * K, 10 * K):
+    for share in (0.1, 0.2, 0.3, 0.45, 0.65, 1):
+        for reorder in (2 * K, 5 * K):
             probed = max(1, round(share * leaves))
 
             def search(queries: np.ndarray, probed: int = probed, reorder: int = reorder) -> np.ndarray:

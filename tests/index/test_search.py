@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from towers.errors import ConfigError
 from towers.features import Ragged
 from towers.index.bitmaps import rows_where
+from towers.index.exact import exact_search
 from towers.index.recall import check_recall, measure_index, recall_at
 from towers.index.recipes import KINDS, IndexRecipe, build_index
 from towers.index.search import VectorSearch
@@ -74,6 +75,19 @@ def test_eligibility_holds_at_every_selectivity(
     if kind == "flat" or share * N <= 4096:
         assert recall == 1.0
     assert recall >= 0.8  # as sloppy as these recipes are
+
+
+@pytest.mark.parametrize("order", ["rising", "falling", "random", "equal"])
+@pytest.mark.parametrize("k", [1, 100, 16_000, 40_000])
+def test_one_query_over_many_blocks_finds_what_sorting_finds(order: str, k: int) -> None:
+    n = 40_000  # more than two blocks, the last of them not full
+    values = {"equal": np.ones(n), "random": np.random.default_rng(4).permutation(n)}.get(order, np.arange(n))
+    vectors = np.stack([values, np.zeros(n)], 1).astype(np.float32)
+    q = np.array([[-1.0 if order == "falling" else 1.0, 3.0], [0.0, 1.0]], np.float32)
+    rows, scores = exact_search(q, vectors, k)
+    assert (scores == np.sort(q @ vectors.T, axis=1)[:, ::-1][:, :k]).all()
+    assert all(len(np.unique(found)) == k for found in rows)
+    assert (np.take_along_axis(q @ vectors.T, rows, 1) == scores).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,6 +17,7 @@ from towers.index.planner import FEW_QUERIES
 _faiss: Any = faiss  # its type stubs lack a function
 Found = tuple[NDArray[np.int64], NDArray[np.float32]]
 _BLOCK = 1 << 18  # eligible embeddings copied at a time
+_CACHED = 1 << 14  # scores that are looked through before the processor forgets them
 
 
 def exact_search(
@@ -34,6 +35,9 @@ def exact_search(
         rows and scores ``[Q, min(k, len)]``, best first.
     """
     plain = isinstance(embeddings, np.ndarray)
+    in_place = plain and embeddings.flags.c_contiguous and len(queries) <= FEW_QUERIES
+    if rows is None and in_place:
+        return _streamed(queries, embeddings, min(k, len(embeddings)))
     if rows is None and not plain:
         rows = np.arange(len(embeddings))
     if rows is None:
@@ -42,7 +46,7 @@ def exact_search(
             return nothing(len(queries), 0)
         scores, found = faiss.knn(queries, embeddings, k, metric=faiss.METRIC_INNER_PRODUCT)
         return found, scores
-    if plain and len(queries) <= FEW_QUERIES and embeddings.flags.c_contiguous:
+    if in_place:
         return _in_place(queries, embeddings, rows, min(k, len(rows)))
     best = nothing(len(queries), 0)
     for start in range(0, len(rows), _BLOCK):
@@ -63,6 +67,28 @@ def best_of(rows: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Fou
 def nothing(q: int, k: int) -> Found:
     """``[Q, k]`` places that no item fills."""
     return np.full((q, k), -1, np.int64), np.full((q, k), -np.inf, np.float32)
+
+
+def _streamed(queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int) -> Found:
+    """The ``k`` best of all. For one query a quarter of FAISS's time, which takes as long for one as for four."""
+    found, scores = nothing(len(queries), k)
+    pointer, of_block = _faiss.swig_ptr, np.empty(_CACHED, np.float32)
+    for q in range(len(queries) if k else 0):
+        least, rows, best = np.float32(-np.inf), found[q, :0], scores[q, :0]
+        for start in range(0, len(vectors), _CACHED):
+            block = vectors[start : start + _CACHED]
+            _faiss.fvec_inner_products_ny(
+                pointer(of_block), pointer(queries[q]), pointer(block), block.shape[1], len(block)
+            )
+            better = np.flatnonzero(of_block[: len(block)] > least)  # few, once the first blocks are through
+            rows, best = np.concatenate([rows, better + start]), np.concatenate([best, of_block[better]])
+            if len(best) > 2 * k:
+                kept = np.argpartition(best, -k)[-k:]
+                rows, best = rows[kept], best[kept]
+                least = best.min()
+        order = np.argsort(-best, kind="stable")[:k]
+        found[q], scores[q] = rows[order], best[order]
+    return found, scores
 
 
 def _in_place(queries: NDArray[np.float32], vectors: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Found:

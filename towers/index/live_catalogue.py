@@ -167,6 +167,8 @@ class Catalogue:
 
     def external(self, rows: Ints) -> NDArray[Any]:
         """External ids of rows, in the same shape; ``-1`` or None for row ``-1``."""
+        if len(self.parts) == 1:
+            return self.bundle.items.external(rows)
         n = len(self.bundle.items)
         late = rows >= n
         out = self.bundle.items.external(np.where(late, -1, rows))

@@ -33,7 +33,8 @@ FEW_QUERIES = 4  # up to so many, eligible embeddings are scored where they lie;
 _ROW = 0.45  # … of an embedding scored where it lies, anywhere in memory
 _COPY = 1.0  # … of an embedding copied
 _PRODUCT = 0.08  # … of a matrix product
-_SCAN = 0.26  # … of an embedding scored in a row of others
+_SCAN = 0.26  # … of an embedding scored in a row of others, as cells are
+_STREAM = 0.16  # … of one of all embeddings, scored from the first to the last
 # … and for
 _CELL = 0.5  # … a dimension of a cell's centre
 _CODE = 1.0  # … a byte of a product-quantised vector
@@ -125,7 +126,7 @@ def plan(
 def _exact(eligible: int, items: int, dim: int, queries: int) -> float:
     if queries > FEW_QUERIES:
         return eligible * dim * (_PRODUCT * queries + (_COPY if eligible < items else 0))
-    return eligible * dim * queries * (_ROW if eligible < items else _SCAN)
+    return eligible * dim * queries * (_ROW if eligible < items else _STREAM)
 
 
 def _index(recipe: IndexRecipe, items: int, dim: int, plan: Plan, queries: int) -> float:

@@ -22,7 +22,7 @@ from towers.features import Ragged
 from towers.index.bitmaps import Rows, packed, row_numbers
 from towers.index.exact import Found, best_of, exact_search, nothing
 from towers.index.faiss_setup import faiss
-from towers.index.planner import Plan, plan
+from towers.index.planner import FEW_QUERIES, Plan, plan
 from towers.index.probing import cells_of, pointing_away
 from towers.index.recipes import IndexRecipe
 
@@ -94,21 +94,22 @@ class VectorSearch:
         )  # fmt: skip
         if self.device is not None and allowed is not None:  # FAISS ignores selectors on a GPU, which scores all soon
             way = replace(way, route="exact", fetch=min(k + excluded, eligible), nprobe=0)
-        again = np.zeros(len(queries), np.bool_)
         if not way.fetch or not len(queries):
             return nothing(len(queries), k), way
+        away: NDArray[np.bool_] | None = None
         if way.route == "exact":
             found = self.exact(queries, way.fetch, None if allowed is None else row_numbers(allowed))
         elif way.route == "probe" and allowed is not None:
-            found, again = self._probe(queries, way, allowed)
+            found, away = self._probe(queries, way, allowed)
         else:
             found = self.approximate(queries, way.fetch)
         # The other routes look at eligible items only; what the index finds has to be sifted.
         found = _keep(found, k, n, allowed if way.route == "index" else None, exclude)
         if way.route == "exact":
             return found, way
-        again[self._short(found[0], k, allowed, eligible, exclude)] = True
-        which = np.flatnonzero(again)
+        which = self._short(found[0], k, allowed, eligible, exclude)
+        if away is not None:
+            which = np.union1d(which, away.nonzero()[0])
         if not len(which):
             return found, way
         better = self.search(queries[which], k, allowed=allowed, exclude=_take(exclude, which), exact=True)
@@ -159,6 +160,8 @@ class VectorSearch:
                 search looks into more of the index.
         """
         recipe = self.recipe
+        if self._flat is not None and len(queries) <= FEW_QUERIES:
+            return exact_search(queries, self._flat, k)
         widen = k / recipe.recall_at
         params: Any = None
         if widen > 1 and recipe.is_ivf:
@@ -171,6 +174,15 @@ class VectorSearch:
             return rows, scores
         _, rows = self.index.search(queries, min(len(self.embeddings), k * recipe.rescore), params=params)
         return best_of(rows, self.scores(queries, rows), k)
+
+    @cached_property
+    def _flat(self) -> NDArray[np.float32] | None:
+        """``[N, D]`` what a flat index on the CPU holds; None: it is another index."""
+        if not isinstance(self.index, faiss.IndexFlat):
+            return None
+        n, dim = self.embeddings.shape
+        held: NDArray[np.float32] = _faiss.rev_swig_ptr(self.index.get_xb(), n * dim).reshape(n, dim)
+        return held
 
     def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """``[Q, F]`` inner products with the stored embeddings of ``[Q, F]`` rows; ``-inf`` for row ``-1``."""
@@ -189,10 +201,10 @@ class VectorSearch:
         exclude: Ragged | None,
     ) -> NDArray[np.int64]:
         """Queries with fewer results than ``min(k, eligible)``."""
-        have = np.count_nonzero(rows >= 0, axis=1)
-        suspects = np.flatnonzero(have < min(k, eligible))
-        if exclude is None:
+        suspects = (rows[:, min(k, eligible) - 1] < 0).nonzero()[0]  # what there is comes first
+        if exclude is None or not len(suspects):
             return suspects
+        have = np.count_nonzero(rows >= 0, axis=1)
         out = []
         for q in suspects:
             mine = np.unique(exclude.values[exclude.offsets[q] : exclude.offsets[q + 1]])

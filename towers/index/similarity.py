@@ -43,15 +43,22 @@ class Similarity:
         Raises:
             ConfigError: entries that are not finite; for cosine, norms other than 1.
         """
-        blocks = (vectors[start : start + _BLOCK] for start in range(0, max(1, len(vectors)), _BLOCK))
-        squares = np.concatenate([np.einsum("nd,nd->n", block, block) for block in blocks])
+        for start in range(0, len(vectors), _BLOCK):
+            self._check(vectors[start : start + _BLOCK], start, what, nothing)
+
+    def _check(self, block: NDArray[np.float32], start: int, what: str, nothing: bool) -> None:
+        squares = np.einsum("nd,nd->n", block, block)
         if not np.isfinite(squares).all():
-            row = int(np.flatnonzero(~np.isfinite(squares))[0])
+            row = start + int(np.flatnonzero(~np.isfinite(squares))[0])
             raise ConfigError(f"{what}: row {row} is not finite; if a tower gave it, the training diverged")
-        off = (np.abs(np.sqrt(squares) - 1) > _UNIT) & ~(nothing & (squares == 0))
-        if self.kind == "cosine" and off.any():
+        if self.kind != "cosine":
+            return
+        off = np.abs(np.sqrt(squares) - 1) > _UNIT
+        if nothing:
+            off &= squares > 0
+        if off.any():
             row = int(np.flatnonzero(off)[0])
             raise ConfigError(
-                f"{what}: row {row} has norm {float(np.sqrt(squares[row])):.4f}; similarity is cosine, so every norm "
-                "must be 1. Normalise as the model does, or use similarity dot if that is what was trained"
+                f"{what}: row {start + row} has norm {float(np.sqrt(squares[row])):.4f}; similarity is cosine, so every "
+                "norm must be 1. Normalise as the model does, or use similarity dot if that is what was trained"
             )
