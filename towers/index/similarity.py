@@ -59,6 +59,6 @@ class Similarity:
         if off.any():
             row = int(np.flatnonzero(off)[0])
             raise ConfigError(
-                f"{what}: row {start + row} has norm {float(np.sqrt(squares[row])):.4f}; similarity is cosine, so every "
-                "norm must be 1. Normalise as the model does, or use similarity dot if that is what was trained"
+                f"{what}: row {start + row} has norm {float(np.sqrt(squares[row])):.4f}; similarity is cosine, so "
+                "every norm must be 1. Normalise as the model does, or use similarity dot if that is what was trained"
             )
