@@ -19,7 +19,8 @@ from torch import nn
 
 from benchmarks.ceilings import Shapes
 from data.batches import Collator, QueryBatches, TrainBatches, joined, pinned
-from data.prepared import Examples, HistoryLog
+from data.examples import Examples
+from data.histories import HistoryLog
 from towers.evaluation.task import Task
 from towers.features import FIRST, Batch, FeatureInfo, Kind, Ragged
 from towers.model import memory

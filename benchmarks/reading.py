@@ -28,7 +28,8 @@ import pyarrow.dataset as ds
 from benchmarks.line import interleaved, peak, report
 from benchmarks.preparation import make_log, prepare
 from data.batches import TrainBatches, joined
-from data.prepared import Examples, PreparedDataset
+from data.examples import Examples
+from data.prepared import PreparedDataset
 from data.reading import TrainingParts, Window
 
 BATCH = 4096

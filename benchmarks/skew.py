@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.line import report
 from data.batches import Collator
-from data.prepared import Examples, PreparedDataset
+from data.examples import Examples
+from data.prepared import PreparedDataset
 from pipeline.datasets import dataset_of
 from pipeline.evaluating import load
 from pipeline.exporting import user_vectors

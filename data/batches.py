@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data.examples import Examples
+from data.histories import HistoryLog
 from data.impressions import Impressions
-from data.prepared import Examples, HistoryLog, ragged_slices
 from data.windows import Piece, Windows, windows
 from towers.errors import ConfigError
 from towers.features import Batch, Ragged
@@ -90,10 +91,8 @@ class Collator:
 
     def _known(self, e: Examples) -> Ragged:
         if self.known is None:
-            return Ragged(np.zeros(len(e) + 1, np.int64), np.zeros(0, np.int64))
-        offsets, values = self.known
-        place = e.user if e.place is None else e.place
-        return ragged_slices(values, offsets[place], offsets[place + 1])
+            return Ragged.empty(len(e))
+        return self.known.take(e.user if e.place is None else e.place)
 
 
 class Parts(Protocol[Made]):

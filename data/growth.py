@@ -36,8 +36,8 @@ from data.entities import Entities
 from data.events import PLAUSIBLE_US, Log
 from data.files import File
 from data.instants import iso
-from data.parts import RowGroups
-from data.prepared import PreparedDataset, instants
+from data.parts import RowGroups, times
+from data.prepared import PreparedDataset
 from data.spec import DatasetSpec
 from data.writer import keep_file
 from towers.errors import DataError
@@ -156,7 +156,7 @@ class Base:
         )
         groups = RowGroups.of([out / name for name in parts])
         for batch in groups.slices(0, int(groups.starts[-1]), [c.USER_ROW, c.ITEM_ROW, c.TIME, c.WEIGHT]):
-            split = splits.global_time(instants(batch), *self.bounds)
+            split = splits.global_time(times(batch), *self.bounds)
             split = (splits.refitted(split) if refit else split)[positive := batch[c.WEIGHT].to_numpy() > 0]
             trained = np.flatnonzero(positive)[split == splits.TRAIN]
             if len(trained):

@@ -13,10 +13,29 @@ a prefix of its user's part, and stored as the length of that prefix: it depends
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class HistoryLog:
+    """All history-eligible events, sorted by (user, stage, time).
+
+    Attributes:
+        offsets: ``[users + 1]``; user ``u``'s events are ``offsets[u] : offsets[u + 1]``.
+        stage_ends: ``[users, 2]``: where a user's training, and training + validation, events end.
+        item, action, time: ``[n]`` columns; time is None where the log has no clock.
+    """
+
+    offsets: NDArray[np.int64]
+    stage_ends: NDArray[np.int64]
+    item: NDArray[np.int32]
+    action: NDArray[np.int8]
+    time: NDArray[np.int64] | None
 
 
 def stage(split: NDArray[np.int8]) -> NDArray[np.int8]:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.batches import Collator, QueryBatches
-from data.prepared import Examples, PreparedDataset, ragged_slices
+from data.examples import Examples
+from data.prepared import PreparedDataset
 from towers.features import Ragged
 
 _BATCH = 256  # users whose scores of all items are held at once
@@ -51,7 +52,7 @@ def hold_out(data: PreparedDataset, share: float, users: int, seed: int) -> Hold
     start, stop = log.offsets[:-1], log.stage_ends[:, 0]
     n = stop - start
     ends = stop - np.where(n > 1, np.clip(np.rint(share * n), 1, n - 1), 0).astype(np.int64)
-    held = ragged_slices(log.item, ends, stop)
+    held = Ragged.of_slices(log.item, ends, stop)
     pairs = np.repeat(np.arange(len(ends)), np.diff(held.offsets)) * len(data.items) + held.values
     with_targets = np.flatnonzero(ends < stop)
     user = np.sort(np.random.default_rng(seed).permutation(with_targets)[:users])
@@ -65,5 +66,5 @@ def hold_out(data: PreparedDataset, share: float, users: int, seed: int) -> Hold
         context=np.zeros(len(user), np.int32) if data.schema.context else None,
     )
     batches = QueryBatches(queries, Collator(log, data.schema.clock, data.schema.history_length), _BATCH)
-    seen, targets = (ragged_slices(log.item, a[user], b[user]) for a, b in ((start, ends), (ends, stop)))
+    seen, targets = (Ragged.of_slices(log.item, a[user], b[user]) for a, b in ((start, ends), (ends, stop)))
     return Holdout(user, batches, seen, targets, np.unique(pairs))

@@ -16,7 +16,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from data.prepared import Examples, PreparedDataset
+from data.examples import Examples
+from data.prepared import PreparedDataset
 from towers.errors import ConfigError
 from towers.features import Action, Ragged
 

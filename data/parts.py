@@ -95,3 +95,8 @@ class RowGroups:
                 if low < high:
                     yield batch.slice(low, high - low)
                 begin += len(batch)
+
+
+def times(rows: pa.Table | pa.RecordBatch) -> NDArray[np.int64]:
+    """``[n]`` the column of times: microseconds, or the plain order."""
+    return np.asarray(rows[c.TIME].cast(pa.int64()).to_numpy(), np.int64)

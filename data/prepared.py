@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +16,10 @@ from numpy.typing import NDArray
 
 from data import splits as split_rules
 from data.blocks import TaskSpec
+from data.examples import Examples
+from data.histories import HistoryLog
 from data.histories import stage as stage_of
-from data.parts import RowGroups
+from data.parts import RowGroups, times
 from data.writer import FORMAT_VERSION
 from towers.errors import ConfigError, DataError
 from towers.features import Featurizer, Ragged, Schema
@@ -26,91 +27,6 @@ from towers.features import columns as c
 from towers.features.featurizer import Encoded
 
 _FAR = np.iinfo(np.int64).max
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Examples of some splits, as columns.
-
-    ``user``, ``item`` ``[n]`` int32 rows; ``time`` ``[n]`` int64 (microseconds, or the plain order) or
-    None; ``weight`` ``[n]`` float32; ``split`` ``[n]`` int8; ``history_end`` ``[n]`` int64; ``context`` ``[n]`` int32
-    rows, or None where the data have no context; ``action`` ``[n]`` int8 codes; ``shown_end`` ``[n]`` int64, see
-    ``data.impressions``; ``place`` ``[n]`` int32 rows of the users in the history log at hand, or None where that is
-    of all users.
-    """
-
-    user: NDArray[np.int32]
-    item: NDArray[np.int32]
-    time: NDArray[np.int64] | None
-    weight: NDArray[np.float32]
-    split: NDArray[np.int8]
-    history_end: NDArray[np.int64]
-    context: NDArray[np.int32] | None = None
-    action: NDArray[np.int8] | None = None
-    shown_end: NDArray[np.int64] | None = None
-    place: NDArray[np.int32] | None = None
-
-    @classmethod
-    def queries(
-        cls,
-        user: NDArray[Any],
-        history_end: NDArray[np.int64],
-        at: int | None = None,
-        context: NDArray[np.int32] | None = None,
-    ) -> Self:
-        """Users at one moment, of whom no item is known to be the right one.
-
-        Args:
-            user: ``[n]`` user rows.
-            history_end: ``[n]`` where their histories end.
-            at: the moment; None: the log has no clock.
-            context: ``[n]`` context rows; None: the data have no context.
-        """
-        n = len(user)
-        return cls(
-            user=user.astype(np.int32),
-            item=np.full(n, -1, np.int32),
-            time=None if at is None else np.full(n, at, np.int64),
-            weight=np.zeros(n, np.float32),
-            split=np.zeros(n, np.int8),
-            history_end=history_end,
-            context=context,
-        )
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return len(self.user)
-
-    def take(self, rows: NDArray[Any]) -> Examples:
-        """Examples selected by a mask or by indices."""
-        some = {name: column[rows] for name, column in self.__dict__.items() if column is not None}
-        return Examples(**{"time": None, **some})
-
-
-@dataclass(frozen=True)
-class HistoryLog:
-    """All history-eligible events, sorted by (user, stage, time).
-
-    Attributes:
-        offsets: ``[users + 1]``; user ``u``'s events are ``offsets[u] : offsets[u + 1]``.
-        stage_ends: ``[users, 2]``: where a user's training, and training + validation, events end.
-        item, action, time: ``[n]`` columns; time is None where the log has no clock.
-    """
-
-    offsets: NDArray[np.int64]
-    stage_ends: NDArray[np.int64]
-    item: NDArray[np.int32]
-    action: NDArray[np.int8]
-    time: NDArray[np.int64] | None
-
-
-def ragged_slices(values: NDArray[Any], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Ragged:
-    """Lists ``values[starts[i]:ends[i]]`` of many ``i``, end to end, as int64."""
-    lengths = ends - starts
-    offsets = np.zeros(len(starts) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    index = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-    return Ragged(offsets, values[index].astype(np.int64))
 
 
 class PreparedDataset:
@@ -180,7 +96,7 @@ class PreparedDataset:
 
     def featurizer(self, side: str) -> Featurizer:
         """The fitted features of a side."""
-        features = {"user": self.schema.users, "item": self.schema.items, "context": self.schema.context}[side]
+        features = self.schema.side(side)
         return Featurizer.load(self.folder / "vocab", side, features) if features else Featurizer([])
 
     def encoded(self, side: str) -> Encoded:
@@ -241,7 +157,7 @@ class PreparedDataset:
         return Examples(
             column(c.USER_ROW),
             column(c.ITEM_ROW),
-            instants(table) if c.TIME in table.column_names else None,
+            times(table) if c.TIME in table.column_names else None,
             column(c.WEIGHT),
             self.split_of(table),
             self.history_bounds[0][column(c.USER_ROW)] + column(c.HISTORY_END),
@@ -270,7 +186,7 @@ class PreparedDataset:
         """
         if self._bounds is None:
             return np.asarray(rows[c.SPLIT].to_numpy())
-        split = split_rules.global_time(instants(rows), *self._bounds)
+        split = split_rules.global_time(times(rows), *self._bounds)
         return split_rules.refitted(split) if self.refit else split
 
     @cached_property
@@ -305,7 +221,7 @@ class PreparedDataset:
         for rows, table in self._placed(groups, first, offsets - start, names):
             item[rows], action[rows] = table[c.ITEM_ROW].to_numpy(), table[c.ACTION].to_numpy()
             if time is not None:
-                time[rows] = instants(table)
+                time[rows] = times(table)
         return HistoryLog(offsets - start, stage_ends - start, item, action, time)
 
     def _placed(
@@ -403,8 +319,3 @@ class PreparedDataset:
         if name not in tasks:
             raise ConfigError(f"dataset {self.name!r} has no task {name!r}; there are {sorted(tasks)}")
         return TaskSpec.parse(name, tasks[name])
-
-
-def instants(rows: pa.Table | pa.RecordBatch) -> NDArray[np.int64]:
-    """``[n]`` the column of times: microseconds, or the plain order."""
-    return np.asarray(rows[c.TIME].cast(pa.int64()).to_numpy(), np.int64)

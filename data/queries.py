@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.batches import Collator, QueryBatches
-from data.prepared import Examples, PreparedDataset
+from data.examples import Examples
+from data.prepared import PreparedDataset
 from towers.features import Batch
 
 _EVENT = 13  # bytes of an event in a history: item, action, time

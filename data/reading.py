@@ -19,8 +19,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.batches import Collator
+from data.examples import Examples
+from data.histories import HistoryLog
 from data.impressions import Impressions
-from data.prepared import Examples, HistoryLog, PreparedDataset
+from data.prepared import PreparedDataset
 from towers.errors import ConfigError
 from towers.features import Batch, Ragged
 from towers.features import columns as c
@@ -138,7 +140,7 @@ class TrainingParts:
             records = records[np.argsort(records["user"], kind="stable")]
         logs = [self._log(*span) for _, span in self._runs(parts)]
         known = [self._known(span[0], log) for (_, span), log in zip(self._runs(parts), logs, strict=True)]
-        log, taken = (logs[0], known[0]) if len(logs) == 1 else (_joined_logs(logs), _joined_lists(known))
+        log, taken = (logs[0], known[0]) if len(logs) == 1 else (_joined_logs(logs), Ragged.joined(known))
         schema = self.dataset.schema
         collate = Collator(log, schema.clock, schema.history_length, taken, self.impressions)
         window = Window(records, self._train, collate)
@@ -227,9 +229,3 @@ def _joined_logs(logs: list[HistoryLog]) -> HistoryLog:
         np.concatenate([log.action for log in logs]),
         np.concatenate(times) if len(times) == len(logs) else None,
     )
-
-
-def _joined_lists(lists: list[Ragged]) -> Ragged:
-    before = np.cumsum([0, *(len(x.values) for x in lists)])
-    offsets = [x.offsets[:-1] + b for x, b in zip(lists, before, strict=False)]
-    return Ragged(np.concatenate([*offsets, before[-1:]]), np.concatenate([x.values for x in lists]))

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.blocks import TaskSpec
+from data.examples import Examples
 from data.histories import stage
-from data.prepared import Examples, PreparedDataset, ragged_slices
+from data.prepared import PreparedDataset
 from data.queries import query_batches
 from towers.errors import DataError
 from towers.evaluation.task import Task
@@ -136,12 +137,11 @@ def _exclusions(data: PreparedDataset, name: str, spec: TaskSpec, asked: Ints) -
         users, items = _asked(data, spec, asked)
         user, item = data.positives(known, users=users, items=items)
     else:
-        return Ragged(np.zeros(len(asked) + 1, np.int64), np.zeros(0, np.int64))
+        return Ragged.empty(len(asked))
     if spec.exclude_groups and "group" in data.items.column_names:
         user, item = _with_groups(user, item, data.items["group"].to_numpy())
     owner, value, owners = (user, item, len(data.users)) if spec.retrieve == "items" else (item, user, len(data.items))
-    lists = _group_lists(np.asarray(owner, np.int64), np.asarray(value, np.int64), owners)
-    return ragged_slices(lists.values, lists.offsets[asked], lists.offsets[asked + 1])
+    return _group_lists(np.asarray(owner, np.int64), np.asarray(value, np.int64), owners).take(asked)
 
 
 def _asked(

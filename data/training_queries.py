@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from data.batches import Collator, QueryBatches
-from data.prepared import Examples, PreparedDataset
+from data.examples import Examples
+from data.prepared import PreparedDataset
 
 
 def training_queries(data: PreparedDataset, n: int, seed: int) -> QueryBatches:

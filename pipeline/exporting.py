@@ -16,7 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.batches import Collator, QueryBatches
-from data.prepared import Examples, HistoryLog, PreparedDataset
+from data.examples import Examples
+from data.histories import HistoryLog
+from data.prepared import PreparedDataset
 from data.tasks import build_task
 from pipeline import build
 from pipeline.console import err, progress, say

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.batches import QueryBatches, TrainBatches, narrowed
-from data.prepared import Examples
+from data.examples import Examples
 from towers.errors import ConfigError
 from towers.features import Batch, Ragged
 from towers.model.module import Retrieval

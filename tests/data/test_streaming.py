@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from benchmarks.kills import differences
 from data import writer
 from data.batches import TrainBatches, batches_per_epoch, joined
+from data.histories import HistoryLog
 from data.module import RetrievalData
-from data.prepared import HistoryLog, PreparedDataset
+from data.prepared import PreparedDataset
 from data.queries import histories_window
 from data.reading import TrainingParts
 from data.settings import byte_size

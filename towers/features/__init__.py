@@ -4,10 +4,11 @@ Nothing here imports torch, and nothing here imports another room of ours, so th
 encodes a request with exactly the code that encoded the training data.
 """
 
-from towers.features.batch import Batch, Ragged
+from towers.features.batch import Batch
 from towers.features.encoding import FeatureInfo
 from towers.features.featurizer import Featurizer, share_vocabularies
 from towers.features.ids import IdMap
+from towers.features.ragged import Ragged
 from towers.features.schema import Action, Feature, Kind, Schema
 from towers.features.sentences import Encoders, TextEncoder, open_encoder
 from towers.features.vocabulary import FIRST, MISSING, OOV, PAD, Vocabulary

@@ -8,19 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
+
+from towers.features.ragged import Ragged
 
 Array = Any  # numpy.ndarray or torch.Tensor
-
-
-class Ragged(NamedTuple):
-    """Lists of different lengths, end to end (a CSR layout).
-
-    ``values[offsets[i]:offsets[i + 1]]`` is the list of row ``i``.
-    """
-
-    offsets: Array  # [rows + 1] int64
-    values: Array  # [total]
 
 
 @dataclass
