@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from data import splits
-from data.consumer import Repeated, Rules, Tally
+from data.consumer import Repeated, Rules
 from data.entities import Entities
 from data.events import PLAUSIBLE_US
 from data.numbering import Numbering
 from data.spec import DatasetSpec
+from data.tally import Tally
 
 Progress = Callable[[str, float], None]  # what is being done, share done
 _BINS = 16  # bits

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from data.consumer import Tally
 from data.spec import DatasetSpec
+from data.tally import Tally
 from towers.errors import DataError
 
 _MEANING = {

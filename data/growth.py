@@ -29,7 +29,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data import splits
-from data.consumer import Tally
 from data.duckdb_engine import DuckDBEngine
 from data.engines import boundaries
 from data.entities import Entities
@@ -39,6 +38,7 @@ from data.instants import iso
 from data.parts import RowGroups, times
 from data.prepared import PreparedDataset
 from data.spec import DatasetSpec
+from data.tally import Tally
 from data.writer import keep_file
 from towers.errors import DataError
 from towers.features import columns as c

@@ -12,10 +12,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,50 +22,23 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from data import entities, faults, growth, splits, writer
-from data.blocks import CANDIDATES, TaskSpec
 from data.consumer import Repeated, Rules, is_random
+from data.damage import READ_ERRORS, unreadable
 from data.duckdb_engine import DuckDBEngine
 from data.engines import Engine, Progress, boundaries
 from data.events import Log
-from data.files import File, resolve, unregister
+from data.files import File, unregister
+from data.fingerprint import all_files, fingerprint, log_files
 from data.growth import Base
 from data.numbering import Numbering
-from data.sources import READ_ERRORS, open_source, unreadable
+from data.sides import write_sides
 from data.spec import DatasetSpec
-from data.values import id_sql, id_type
+from data.task_files import write_task
 from data.writer import FORMAT_VERSION, atomic_folder, describe_files, write_json
-from towers.errors import ConfigError, DataError
-from towers.features import Encoders, Featurizer, Schema, open_encoder, share_vocabularies
-from towers.features import columns as c
-
-
-def log_files(spec: DatasetSpec) -> tuple[File, ...]:
-    """The files of the log."""
-    return resolve([f for _, paths in spec.events.files for f in paths], spec.source)
-
-
-def all_files(spec: DatasetSpec) -> tuple[File, ...]:
-    """Every file that a config names.
-
-    Raises:
-        DataError: one of them is not there.
-    """
-    paths = [f for side in (spec.users, spec.items) for f in side.files]
-    paths += [f for side in (spec.users, spec.items) for _, long in side.lists for f in long.files]
-    paths += [t.exclude for _, t in spec.tasks if isinstance(t.exclude, str)]
-    paths += [t.candidates for _, t in spec.tasks if t.candidates not in CANDIDATES]
-    return log_files(spec) + resolve(paths, spec.source)
-
-
-def fingerprint(spec: DatasetSpec) -> str:
-    """Hash of the config and of the sizes and times of the files it names: equal means up to date."""
-    stats = [(f.shown, f.size, f.changed_ns) for f in all_files(spec)]
-    text = json.dumps([FORMAT_VERSION, spec.content(), stats], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+from towers.errors import ConfigError
+from towers.features import Encoders, Schema, open_encoder
 
 
 def prepare(
@@ -186,11 +157,11 @@ def _prepare(
     sides = {"item": (items, tally.item_events), "user": (users, tally.of_users(len(users.ids)))}
     if requests is not None:
         sides["context"] = requests, tally.context_events
-    _write_sides(out, schema, sides, encoders, base)
+    write_sides(out, schema, sides, encoders, base)
     progress("writing tasks", 0.95)
     tasks = {n: t for n, t in spec.tasks if not (spec.refit and "valid" in t.targets)}
     for name, task in tasks.items():
-        _write_task(con, out, name, task, spec, log)
+        write_task(con, out, name, task, spec, log)
     examples = sum(n for name, n in parts.items() if name.startswith("examples/"))
     write_json(
         out / "dataset.json",
@@ -278,100 +249,3 @@ def _schema(spec: DatasetSpec, log: Log) -> Schema:
         item_id=log.item_type,
         history_length=spec.history_length,
     )
-
-
-def _write_sides(
-    out: Path,
-    schema: Schema,
-    sides: Mapping[str, tuple[entities.Entities, NDArray[np.int64]]],
-    encoders: Encoders,
-    base: Base | None,
-) -> None:
-    """Fit each side on what training saw; features that share a vocabulary are fitted together."""
-    keys = {"user": (schema.users, c.USER), "item": (schema.items, c.ITEM), "context": (schema.context, c.CONTEXT_ROW)}
-    fitted = {}
-    for side, (ents, events) in sides.items():
-        features, key = keys[side]
-        fitted[side] = Featurizer.fit(features, ents.table, events, key, encoders)
-    share_vocabularies(fitted["item"], [f for side, f in fitted.items() if side != "item"])
-    if base is not None:
-        for side in fitted:  # items come first
-            older, items = base.data.featurizer(side), fitted["item"] if side != "item" else None
-            fitted[side] = fitted[side].continuing(older, items)
-    for side, (ents, events) in sides.items():
-        _write_side(out, side, keys[side][1], fitted[side], ents, events)
-
-
-def _write_side(
-    out: Path, side: str, key: str, featurizer: Featurizer, ents: entities.Entities, events: NDArray[np.int64]
-) -> None:
-    """Encode, and write ``users.parquet``, ``items.parquet`` or ``contexts.parquet``."""
-    featurizer.save(out / "vocab", side)
-    columns: dict[str, Any] = {key: ents.ids, "events": events}
-    when = pa.timestamp("us", "UTC")
-    for name, value in ((c.POSTED, ents.posted), (c.EXPIRES, ents.expires)):
-        if value is not None:
-            columns[name] = value.cast(pa.timestamp("us")).cast(when)
-    if ents.group is not None:
-        columns[c.GROUP] = ents.group
-    for name, encoded in featurizer.encode(ents.table, f"{side}s").items():
-        flat = pa.array(encoded.reshape(-1))
-        column = flat if encoded.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, encoded.shape[1])
-        columns[c.FEATURE_PREFIX + name] = column
-    # every raw column travels: attributes for filters and display, features for serving parity checks
-    for name in ents.table.column_names:
-        columns[c.ATTRIBUTE_PREFIX + name] = ents.table[name]
-    pq.write_table(pa.table(columns), out / f"{side}s.parquet", compression="zstd")
-
-
-def _write_task(
-    con: duckdb.DuckDBPyConnection, out: Path, name: str, task: TaskSpec, spec: DatasetSpec, log: Log
-) -> None:
-    """Candidate and exclusion files of a task, as row numbers."""
-    (out / "tasks").mkdir(exist_ok=True)
-    for what, path, sides in (
-        ("candidates", task.candidates, (c.USER if task.retrieve == "users" else c.ITEM,)),
-        ("exclude", task.exclude, (c.USER, c.ITEM)),
-    ):
-        if isinstance(path, str) and path not in CANDIDATES:
-            rows = _rows_of(con, path, sides, spec, log, f"tasks.{name}.{what}")
-            pq.write_table(rows, out / "tasks" / f"{name}.{what}.parquet")
-
-
-def _rows_of(
-    con: duckdb.DuckDBPyConnection, path: str, sides: tuple[str, ...], spec: DatasetSpec, log: Log, setting: str
-) -> pa.Table:
-    """The distinct rows of a file of ids, as sorted row numbers; columns are named as in the log, or user and item."""
-    s = open_source(con, [path], spec.source)
-    kinds = {c.USER: log.user_type, c.ITEM: log.item_type}
-    named = {c.USER: spec.events.user, c.ITEM: spec.events.item}
-    columns = {side: named[side] if named[side] in s.columns else side for side in sides}
-    s.require(list(columns.values()), f"{setting} (expected columns {[named[side] for side in sides]})")
-    for side, column in columns.items():
-        text = "string" if s.text and kinds[side] == "string" else None
-        if (own := id_type(con, s, column, text) or kinds[side]) != kinds[side]:
-            raise DataError(
-                f"{side} ids are {own} here and {kinds[side]} in the log",
-                where=f"{s.shown}, column {column!r}",
-                cure=f"write one type in the file of {setting}",
-            )
-        known = f"{id_sql(column, kinds[side])} IN (SELECT {side}_ids.{side} FROM {side}_ids)"
-        unknown = f"({known}) IS NOT TRUE"
-        n = con.execute(f"SELECT count(*) FROM {s.sql} WHERE {unknown}").fetchall()[0][0]
-        if n:
-            where, value = s.locate(con, unknown, column)
-            raise DataError(
-                f"{n} {side}s that the dataset lacks, the first {value!r}", where=where, cure=f"correct {setting}"
-            )
-    ids = ", ".join(f"{id_sql(column, kinds[side])} AS {side}" for side, column in columns.items())
-    joins = " ".join(f"JOIN {side}_ids ON {side}_ids.{side} = t.{side}" for side in sides)
-    rows = ", ".join(f"{side}_ids.row::BIGINT AS {side}_row" for side in sides)
-    return con.sql(f"SELECT DISTINCT {rows} FROM (SELECT {ids} FROM {s.sql}) t {joins} ORDER BY ALL").to_arrow_table()
-
-
-def is_current(spec: DatasetSpec, target: Path) -> bool:
-    """Whether ``target`` holds this dataset, prepared from these files with this config."""
-    try:
-        return bool(json.loads((target / "dataset.json").read_text())["fingerprint"] == fingerprint(spec))
-    except (OSError, ValueError, KeyError, DataError):
-        return False

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import contexts
-from data.consumer import Repeated, Rules, Tally
+from data.consumer import Repeated, Rules
 from data.duckdb_engine import write_rejected
 from data.engines import Consumed, Progress, described
 from data.entities import Entities
@@ -39,6 +39,7 @@ from data.files import File
 from data.numbering import Numbering
 from data.sources import literal, quote
 from data.spark_tasks import Scan, Write, failure
+from data.tally import Tally
 from data.writer import sha256
 from towers.errors import ConfigError
 

@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from data import splits
 from data.consumer import Consumer, Rules
+from data.damage import READ_ERRORS, unreadable
 from data.events import Events, as_events
 from data.files import File, register, unregister
-from data.sources import READ_ERRORS, unreadable
 from data.splits import Hashes
 from data.writer import Parts
 from towers.errors import DataError

@@ -13,8 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from data import market, melo, mixed
+from data.fingerprint import is_current
 from data.market import MarketConfig
-from data.prepare import is_current, prepare
+from data.prepare import prepare
 from data.prepared import PreparedDataset
 from data.spec import DatasetSpec
 from data.text_vectors import kept

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from data import growth, writer
 from data.batches import Collator
 from data.events import Log
-from data.prepare import is_current, log_files, prepare
+from data.fingerprint import is_current, log_files
+from data.prepare import prepare
 from data.prepared import PreparedDataset
 from data.reading import TrainingParts
 from data.spec import DatasetSpec

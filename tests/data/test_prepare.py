@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.prepare import is_current, prepare
+from data.fingerprint import is_current
+from data.prepare import prepare
 from data.prepared import PreparedDataset
 from data.writer import Parts, atomic_folder, sha256
 from tests.data.worlds import SMALL, prepared, spec, write

@@ -208,8 +208,8 @@ def test_a_corrupt_json_line_is_named(con: Any, tmp_path: Path) -> None:
 
 def refused_late(con: Any, folder: Path, *paths: str) -> str:
     """Damage that only a full read can find, told as ``prepare`` tells it."""
+    from data.damage import READ_ERRORS, unreadable
     from data.files import resolve
-    from data.sources import READ_ERRORS, unreadable
 
     try:
         rows(con, open_source(con, paths, str(folder)))

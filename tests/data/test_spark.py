@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data.prepare import is_current, prepare
+from data.fingerprint import is_current
+from data.prepare import prepare
 from data.prepared import PreparedDataset
 from tests.data.test_prepare import everything
 from tests.data.worlds import SMALL, events, spec, write
