@@ -28,9 +28,10 @@ from pipeline.runs import Run
 from pipeline.settings import effective
 from towers.errors import ConfigError
 from towers.model import checkpoints
-from towers.model.callbacks import KeepLast, ProgressBar, StopOnNonFiniteLoss, Throughput, WholeCheckpoints
+from towers.model.callbacks import ProgressBar, StopOnNonFiniteLoss, Throughput
 from towers.model.compiling import compile_towers
 from towers.model.module import Retrieval
+from towers.model.saving import KeepLast, WholeCheckpoints
 
 # Lightning's advice on DataLoader workers does not apply: batches are integer gathers from arrays in memory.
 _NOISE = (".*does not have many workers.*", ".*`IterableDataset` has `__len__` defined.*", ".*log_every_n_steps.*",

@@ -27,7 +27,7 @@ HEAVY = {
     "torch": lambda f: f.startswith(("towers/model/", "towers/evaluation/", "pipeline/")) or f in FROM_MODEL
     or f in {"data/batches.py", "towers/index/devices.py"},
     "pytorch_lightning": lambda f: f in {"data/module.py", "towers/model/module.py", "towers/model/callbacks.py",
-                                         "pipeline/training.py"},
+                                         "towers/model/saving.py", "pipeline/training.py"},
     "hydra": lambda f: f.startswith("pipeline/"),
     "omegaconf": lambda f: f.startswith("pipeline/"),
     "wandb": lambda f: False,

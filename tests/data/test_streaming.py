@@ -31,7 +31,7 @@ from pipeline import build
 from tests.data.worlds import log_of, prepared, write
 from towers.errors import ConfigError
 from towers.features import Batch, Ragged
-from towers.model.callbacks import KeepLast
+from towers.model.saving import KeepLast
 
 GROUP = 16  # rows of a row group, hence of a part
 ROOT = Path(__file__).parents[2]
