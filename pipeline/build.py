@@ -23,7 +23,7 @@ from towers.model.aggregation import Aggregation, AggregationSettings
 from towers.model.baselines.baseline import Baseline
 from towers.model.blocks import Blocks
 from towers.model.closed_form.balance import balance
-from towers.model.closed_form.factors import assign
+from towers.model.closed_form.factors import ClosedForm, assign
 from towers.model.closed_form.interactions import Interactions
 from towers.model.embedder import Embedder
 from towers.model.light_gcn import LightGCN
@@ -123,7 +123,8 @@ def _write(named: Sequence[tuple[TwoTower, DictConfig]], module: Retrieval, know
     """Compute factors of these events, and write them into the parts."""
     for part, init in named:
         with progress("initialise") as tell:
-            factors = hydra.utils.instantiate(init)(known, part.dim, progress=tell)
+            method: ClosedForm = hydra.utils.instantiate(init)
+            factors = method(known, part.dim, progress=tell)
         assign(part, factors, module.items.select(part.item_features))
 
 

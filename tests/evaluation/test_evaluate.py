@@ -14,7 +14,7 @@ from tests.evaluation.worlds import lists, make_task, world
 from towers.errors import ConfigError, DataError
 from towers.evaluation.evaluate import METRICS, evaluate, evaluate_scores
 from towers.evaluation.ranking import InnerProducts, rank
-from towers.evaluation.slices import Slice, attribute, history_length, target_warmth
+from towers.evaluation.slices import Slice, history_length, target_warmth
 
 EVALUATOR = Path(__file__).parents[2] / ".." / "shared" / "protocols" / "evaluate.py"
 
@@ -56,7 +56,8 @@ def test_scores_are_evaluated_as_vectors_are():
 
 def test_a_slice_counts_only_its_targets():
     task, queries, candidates = hand_made()
-    slices = {"warmth": target_warmth(task.targets, np.array([0, 5, 0, 0, 0, 0, 0, 0, 0, 1])), "place": attribute("ab")}
+    warmth = target_warmth(task.targets, np.array([0, 5, 0, 0, 0, 0, 0, 0, 0, 1]))
+    slices = {"warmth": warmth, "place": Slice(("a", "b"), np.array([0, 1]))}
     found = evaluate(task, queries, candidates, ks=(2,), metrics=("recall", "coverage"), slices=slices)
     warm, cold = found.slices["warmth"]["warm"], found.slices["warmth"]["cold"]
     assert (warm.queries.tolist(), warm.targets, warm.values) == ([0], 2, {"recall@2": 1 / 2})
@@ -73,11 +74,6 @@ def test_slices_leave_out_codes_of_minus_one_and_empty_parts():
 def test_slices_of_a_wrong_length_are_refused():
     with pytest.raises(ValueError, match=r"expected 2 \(queries\) or 3"):
         evaluate(*hand_made(), slices={"s": Slice(("x",), np.zeros(5, np.int64))})
-
-
-def test_rare_attribute_values_share_a_part():
-    s = attribute(["a", "a", "b", "c", "d"], most=2)
-    assert (s.labels, s.codes.tolist()) == (("a", "other"), [0, 0, 1, 1, 1])
 
 
 def test_history_lengths_fall_into_the_part_that_names_them():

@@ -1,4 +1,4 @@
-"""Parts of an evaluation worth a number of their own: new users, cold jobs, any attribute.
+"""Parts of an evaluation worth a number of their own: new users, cold jobs.
 
 Shapes: ``Q`` queries, ``T`` targets of all queries end to end.
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,26 +69,3 @@ def target_warmth(targets: Ragged, events: NDArray[np.int64]) -> Slice:
         events: ``[items]`` training events by item row.
     """
     return Slice(("cold", "warm"), (events[targets.values] > 0).astype(np.int64))
-
-
-def attribute(values: Sequence[Any] | NDArray[Any], most: int = 12) -> Slice:
-    """Queries (or targets) by a given value; the rarer ones together as ``other``.
-
-    Args:
-        values: ``[Q]`` or ``[T]`` values that can be written as text; None becomes ``missing``.
-        most: parts at most, ``other`` included.
-
-    >>> s = attribute(["DE", "CH", None, "DE"])
-    >>> s.labels, s.codes.tolist()
-    (('DE', 'CH', 'missing'), [0, 1, 2, 0])
-    """
-    texts = np.array(["missing" if v is None else str(v) for v in values], dtype=np.str_)
-    names, inverse, counts = np.unique(texts, return_inverse=True, return_counts=True)
-    order = np.lexsort((names, -counts))  # the most frequent first, ties by name
-    position = np.empty(len(names), np.int64)
-    position[order] = np.arange(len(names))
-    labels = [str(n) for n in names[order]]
-    codes = position[inverse]
-    if len(labels) > most:
-        labels, codes = [*labels[: most - 1], "other"], np.minimum(codes, most - 1)
-    return Slice(tuple(labels), codes)

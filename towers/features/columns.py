@@ -7,7 +7,6 @@ reader nothing else is used.
 USER = "user"  # external user id, int64 or string
 ITEM = "item"  # external item id, int64 or string
 TIME = "time"  # event time, microseconds since the epoch, UTC
-ORDER = "order"  # plain order of a user's events, where there is no clock
 ACTION = "action"  # what the user did: one of the schema's actions
 WEIGHT = "weight"  # label weight of an example
 SPLIT = "split"  # name of the split an example belongs to
@@ -15,9 +14,7 @@ SPLIT = "split"  # name of the split an example belongs to
 USER_ROW = "user_row"  # row of users.parquet
 ITEM_ROW = "item_row"  # row of items.parquet
 CONTEXT_ROW = "context_row"  # row of contexts.parquet; 0 where nothing is given
-HISTORY_START = "history_start"  # first history-log position of the example's user
 HISTORY_END = "history_end"  # how many events of the user's history the example may see, the oldest first
-VALID_FROM = "valid_from"  # from when a version of a user or an item holds; null: always
 POSTED = "posted"  # from when an item may be recommended; null: always
 EXPIRES = "expires"  # until when (exclusive) an item may be recommended; null: for ever
 GROUP = "group"  # items of one group are reposts of each other
