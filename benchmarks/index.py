@@ -220,8 +220,13 @@ def time_in_turns(points: list[Point], queries: np.ndarray, rounds: int) -> None
 
 
 def beaten_by(point: Point, others: list[Point], speed: Callable[[Point], float]) -> Point | None:
-    """The point that finds no less and is faster by most, beyond the tenth within which `auto` calls times equal."""
-    better = [o for o in others if o.recall >= point.recall and speed(o) > 1.1 * speed(point)]
+    """The point that finds no less and is faster by most, beyond the tenth within which `auto` calls times equal.
+
+    A point is not beaten by its own kind and settings: that is the machine's mood.
+    """
+    same = (point.library, point.settings)
+    better = [o for o in others if o.recall >= point.recall and speed(o) > 1.1 * speed(point)
+              and (o.library, o.settings) != same]  # fmt: skip
     return max(better, key=speed, default=None)
 
 

@@ -112,7 +112,7 @@ def plan(
     share = eligible / items
     depth = wanted / share  # as deep in the ranking of all items lie the best eligible ones
     fetch = min(items, math.ceil((wanted + 3 * math.sqrt(wanted)) / share))  # by chance enough of them are eligible
-    over = Plan("index", items, eligible, excluded, fetch, recipe.probes(fetch))
+    over = Plan("index", items, eligible, excluded, fetch, recipe.probes(depth))  # what lies deeper fills up
     routes = [
         (_exact(eligible, items, dim, queries), all_scored),
         (_index(recipe, items, dim, over, queries), over),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from towers.index.devices import DeviceVectors
 
 _faiss: Any = faiss  # keyword arguments of search parameters are not in its type stubs
+_FEW = 1024  # rows asked for one by one sooner than the bitmap is unpacked
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class VectorSearch:
         elif way.route == "probe" and allowed is not None:
             found, away = self._probe(queries, way, allowed)
         else:
-            found = self.approximate(queries, way.fetch)
+            found = self.approximate(queries, way.fetch, way.nprobe)
         # The other routes look at eligible items only; what the index finds has to be sifted.
         found = _keep(found, k, n, allowed if way.route == "index" else None, exclude)
         if way.route == "exact":
@@ -124,23 +125,40 @@ class VectorSearch:
 
     def _probe(self, queries: NDArray[np.float32], way: Plan, allowed: Rows) -> tuple[Found, NDArray[np.bool_]]:
         """The best eligible items in the cells nearest to each query; and ``[Q]`` whether to look elsewhere."""
-        index = self.index
-        near, cells = index.quantizer.search(queries, way.nprobe)
+        cells, near = self._nearest(queries, way.nprobe)
         away = pointing_away(cells, allowed, self._cells, self._cell_sizes)
         bits = packed(allowed, len(self.embeddings))
         params = _faiss.SearchParametersIVF(nprobe=way.nprobe, sel=_faiss.IDSelectorBitmap(bits))
         more = self.recipe.rescore if self.recipe.lossy else 1
-        fetch = min(way.eligible, way.fetch * more)
-        rows, scores = nothing(len(queries), fetch)
-        pointer = _faiss.swig_ptr
-        index.search_preassigned_c(  # the method without _c takes no parameters
-            len(queries), pointer(queries), fetch, pointer(cells), pointer(near), pointer(scores), pointer(rows), False,
-            params,
-        )  # fmt: skip
-        scores[rows < 0] = -np.inf
+        rows, scores = self._scanned(queries, min(way.eligible, way.fetch * more), cells, near, params)
         if self.recipe.lossy:
             return best_of(rows, self.scores(queries, rows), way.fetch), away
         return (rows, scores), away
+
+    def _nearest(self, queries: NDArray[np.float32], nprobe: int) -> Found:
+        """``[Q, nprobe]`` the cells of an IVF index nearest to each query, and their scores."""
+        if len(queries) <= FEW_QUERIES and self._centres is not None:
+            return exact_search(queries, self._centres, nprobe)
+        near, cells = self.index.quantizer.search(queries, nprobe)
+        return cells, near
+
+    def _scanned(
+        self, queries: NDArray[np.float32], k: int, cells: NDArray[np.int64], near: NDArray[np.float32], params: Any
+    ) -> Found:
+        """The ``k`` best items in these cells."""
+        rows, scores = nothing(len(queries), k)
+        pointer = _faiss.swig_ptr
+        self.index.search_preassigned_c(  # the method without _c takes no parameters
+            len(queries), pointer(queries), k, pointer(cells), pointer(near), pointer(scores), pointer(rows), False,
+            params,
+        )  # fmt: skip
+        scores[rows < 0] = -np.inf  # FAISS fills up with the lowest float
+        return rows, scores
+
+    @cached_property
+    def _centres(self) -> NDArray[np.float32] | None:
+        """``[C, D]`` of the cells of an IVF index on the CPU; None: it is another index."""
+        return _held(faiss.downcast_index(self.index.quantizer)) if isinstance(self.index, faiss.IndexIVF) else None
 
     @cached_property
     def _cells(self) -> NDArray[np.int32]:
@@ -151,38 +169,39 @@ class VectorSearch:
     def _cell_sizes(self) -> NDArray[np.int64]:
         return np.bincount(self._cells, minlength=self.recipe.nlist)
 
-    def approximate(self, queries: NDArray[np.float32], k: int) -> Found:
+    def approximate(self, queries: NDArray[np.float32], k: int, nprobe: int | None = None) -> Found:
         """What the index finds, ``[Q, k]``; possibly fewer than ``k``, filled up with ``-1``.
 
         Args:
             queries: ``[Q, D]`` float32, contiguous.
             k: results wanted, at most ``N``. The recipe's settings are good for ``recall_at`` results; a deeper
                 search looks into more of the index.
+            nprobe: cells of an IVF index to scan; None: as many as the best ``k`` want.
         """
         recipe = self.recipe
         if self._flat is not None and len(queries) <= FEW_QUERIES:
             return exact_search(queries, self._flat, k)
-        widen = k / recipe.recall_at
-        params: Any = None
-        if widen > 1 and recipe.is_ivf:
-            params = _faiss.SearchParametersIVF(nprobe=recipe.probes(k))
+        fetch = min(len(self.embeddings), k * recipe.rescore) if recipe.lossy else k
+        rows, scores = self._asked(queries, fetch, nprobe or recipe.probes(k), k / recipe.recall_at)
+        return best_of(rows, self.scores(queries, rows), k) if recipe.lossy else (rows, scores)
+
+    def _asked(self, queries: NDArray[np.float32], fetch: int, nprobe: int, widen: float) -> Found:
+        """What the index says, before anything is scored again."""
+        recipe, params = self.recipe, None
+        if recipe.is_ivf:
+            params = _searched(nprobe)
+            if len(queries) <= FEW_QUERIES and self._centres is not None:
+                return self._scanned(queries, fetch, *self._nearest(queries, nprobe), params)
         elif widen > 1 and recipe.kind.startswith("hnsw"):
             params = _faiss.SearchParametersHNSW(efSearch=math.ceil(recipe.ef_search * widen))
-        if not recipe.lossy:
-            scores, rows = self.index.search(queries, k, params=params)
-            scores[rows < 0] = -np.inf  # FAISS fills up with the lowest float
-            return rows, scores
-        _, rows = self.index.search(queries, min(len(self.embeddings), k * recipe.rescore), params=params)
-        return best_of(rows, self.scores(queries, rows), k)
+        scores, rows = self.index.search(queries, fetch, params=params)
+        scores[rows < 0] = -np.inf
+        return rows, scores
 
     @cached_property
     def _flat(self) -> NDArray[np.float32] | None:
         """``[N, D]`` what a flat index on the CPU holds; None: it is another index."""
-        if not isinstance(self.index, faiss.IndexFlat):
-            return None
-        n, dim = self.embeddings.shape
-        held: NDArray[np.float32] = _faiss.rev_swig_ptr(self.index.get_xb(), n * dim).reshape(n, dim)
-        return held
+        return _held(self.index)
 
     def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """``[Q, F]`` inner products with the stored embeddings of ``[Q, F]`` rows; ``-inf`` for row ``-1``."""
@@ -222,6 +241,19 @@ class VectorSearch:
         return np.ascontiguousarray(queries, np.float32)
 
 
+@lru_cache
+def _searched(nprobe: int) -> Any:
+    return _faiss.SearchParametersIVF(nprobe=nprobe)
+
+
+def _held(index: Any) -> NDArray[np.float32] | None:
+    """``[N, D]`` the vectors of a flat index, where they lie."""
+    if not isinstance(index, faiss.IndexFlat):
+        return None
+    held: NDArray[np.float32] = _faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
+    return held.reshape(index.ntotal, index.d)
+
+
 def _keep(found: Found, k: int, n: int, allowed: Rows | None, exclude: Ragged | None) -> Found:
     """Drop what may not be seen, close the gaps, and cut or fill up to ``k`` columns."""
     rows, scores = found
@@ -248,6 +280,8 @@ def _keep(found: Found, k: int, n: int, allowed: Rows | None, exclude: Ragged | 
 
 def _among(rows: NDArray[np.int64], n: int, allowed: Rows) -> NDArray[np.bool_]:
     """``[Q, F]`` which of these rows are allowed."""
+    if rows.size <= _FEW:
+        return np.asarray([[row in allowed for row in mine] for mine in rows.tolist()], np.bool_)
     return np.asarray((packed(allowed, n)[rows >> 3] >> (rows & 7).astype(np.uint8)) & 1, np.bool_)
 
 
