@@ -88,6 +88,7 @@ def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | N
         impression_weight=config.get("impression_weight", 1.0),
         group_weight=config.get("group_weight", 0.0),
         grad_cache=config.get("grad_cache"),
+        shard_above=config.get("shard_above"),
         ks=tuple(config.ks),
         seed=config.seed,
     )

@@ -56,6 +56,8 @@ def report(config: DictConfig, dataset: PreparedDataset, device: torch.device, w
         features=sum(read),
         activations=memory.activation_bytes(build, step) if model.row_by_row else None,
         free=free,
+        shard_above=config.get("shard_above"),
+        world=world,
     )
 
 

@@ -15,7 +15,7 @@ from pipeline.runs import Run
 from towers.errors import ConfigError
 
 # What a command line may say beside resume=RUN or refit=RUN; everything else is as it was.
-RESUME = ("threads", "workers", "memory", "evaluate")
+RESUME = ("threads", "workers", "memory", "evaluate", "shard_above")
 REFIT = (*RESUME, "seed", "shared", "var", "logger")
 _TAKEN_UP = ("resume", "refit", "init_from")
 

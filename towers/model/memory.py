@@ -4,7 +4,8 @@ Shapes: ``B`` examples, ``N`` expected candidates of a step, ``L`` history lengt
 
 ===========  ==========================================================================================
 weights      all parameters
-gradients    as large, but for sparse tables: the rows that a step looks up, three times (as they come, sorted, summed)
+gradients    as large, but for sparse tables: the rows that a step looks up, three times (as they come, sorted, summed),
+             five times if the table is sharded (sent and received besides)
 state        AdamW and SparseAdam: two numbers for each weight; row-wise Adagrad: one for each row
 features     the encoded users and items, what the sampler keeps
 activations  what the towers keep for the backward pass, measured without storage, and the logits: an estimate
@@ -13,6 +14,7 @@ activations  what the towers keep for the backward pass, measured without storag
 
 from __future__ import annotations
 
+import math
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ from towers.errors import ConfigError
 from towers.features import FeatureInfo
 from towers.model.history import HistoryInputs
 from towers.model.optimisers import OptimiserSettings, sparse_parameters
+from towers.model.sharded_tables import shardable
 from towers.model.two_tower import RetrievalModel
 
 GIB = 2**30
@@ -131,6 +134,8 @@ def report(
     features: int = 0,
     activations: int | None = 0,
     free: int | None = None,
+    shard_above: int | None = None,
+    world: int = 1,
 ) -> MemoryReport:
     """Add up what training holds.
 
@@ -141,20 +146,25 @@ def report(
         features: bytes of the encoded tables.
         activations: bytes, from ``activation_bytes``.
         free: bytes of the device that are free.
+        shard_above: rows from which a table is shared out; None: none is.
+        world: processes that share it.
     """
+    shared = {id(m.table.weight) for _, m in shardable(model, shard_above)}
     own = {id(p) for p in sparse_parameters(model)}
     widths = {i.name: max(i.width, 1) for i in (*model.user_infos, *model.context_infos, *model.item_infos)}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     kept = sum(b.numel() * b.element_size() for b in model.buffers())  # keys of hashed values, above all
     parts, rest = [], Part("other weights", (), kept, 0, 0)
     for name, p in model.named_parameters():
-        weights = p.numel() * p.element_size()
+        shape = (-(-len(p) // world), *p.shape[1:]) if id(p) in shared else tuple(p.shape)
+        weights = math.prod(shape) * p.element_size()
         gradients, state = (weights, 2 * weights) if p.requires_grad else (0, 0)
         if id(p) in own:
-            gradients = 3 * _lookups(name, widths, step) * (p.element_size() * p.shape[1] + 8)
-            state = p.shape[0] * p.element_size() if optimiser.table_optimiser == "rowwise_adagrad" else 2 * weights
+            times = 5 if id(p) in shared else 3
+            gradients = times * _lookups(name, widths, step) * (p.element_size() * p.shape[1] + 8)
+            state = shape[0] * p.element_size() if optimiser.table_optimiser == "rowwise_adagrad" else 2 * weights
         if id(p) in tables:
-            parts.append(Part(_short(name), tuple(p.shape), weights, gradients, state))
+            parts.append(Part(_short(name), shape, weights, gradients, state))
         else:
             rest = Part(rest.name, (), rest.weights + weights, rest.gradients + gradients, rest.state + state)
     parts.sort(key=lambda part: -part.total)

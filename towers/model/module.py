@@ -21,7 +21,7 @@ from towers.errors import ConfigError
 from towers.evaluation.evaluate import evaluate
 from towers.evaluation.task import Task
 from towers.features import Batch
-from towers.model import logits, optimisers, warm_start
+from towers.model import logits, optimisers, sharded_tables, warm_start
 from towers.model.aggregation import Aggregation
 from towers.model.contrast import Contrast, Own, VectorLoss
 from towers.model.embedder import Embedder, history_of
@@ -88,6 +88,7 @@ class Retrieval(pl.LightningModule):
         impression_weight: of a second term, where batches hold impressions: which of the jobs shown was chosen.
         group_weight: of the mean of an item's group in the item's vector, outside training: see ``Embedder``.
         grad_cache: rows embedded at once in training, and again on the way back (see ``grad_cache``); None: all.
+        shard_above: rows from which tables lie on all processes, a share on each (see ``sharded_tables``); None: never.
         ks: cut-offs of the validation metrics.
         seed: of all randomness in training steps.
     """
@@ -106,6 +107,7 @@ class Retrieval(pl.LightningModule):
         impression_weight: float = 1.0,
         group_weight: float = 0.0,
         grad_cache: int | None = None,
+        shard_above: int | None = None,
         ks: Sequence[int] = (10, 20, 100),
         seed: int = 0,
     ) -> None:
@@ -125,6 +127,9 @@ class Retrieval(pl.LightningModule):
             cure = "set it to at least 1" if grad_cache < 1 else f"a {type(model).__name__} cannot; set it to null"
             raise ConfigError(f"grad_cache is {grad_cache}, and rows are to be embedded in parts: {cure}")
         self.grad_cache = grad_cache
+        if shard_above is not None:
+            sharded_tables.check(model, shard_above, self.optimiser, grad_cache)
+        self.shard_above = shard_above
         self.batches_seen = 0
         self.start: Start | None = None
         self.optimised: list[tuple[str, str]] = []
@@ -143,6 +148,13 @@ class Retrieval(pl.LightningModule):
             self.register_buffer(name, None if times is None else torch.tensor(times), persistent=False)
         self.posted: Tensor | None
         self.expires: Tensor | None
+
+    def configure_model(self) -> None:
+        """Share out the rows of large tables. Lightning asks for it before validation, and again before training."""
+        if self.shard_above is not None:
+            device = self.trainer.strategy.root_device
+            sharded_tables.shard_tables(self.model, self.shard_above, device)
+            self.tables = [p for p in optimisers.sparse_parameters(self.model) if p.numel()]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch → the loss."""
@@ -304,6 +316,7 @@ class Retrieval(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW, and the table optimiser where there are sparse gradients; a schedule if one is set."""
         optimiser = optimisers.build(self.model, self.optimiser)
+        sharded_tables.drive(optimiser, self.model)
         self.optimised = warm_start.kinds(self.model, optimiser)
         if self.start is not None:
             optimiser.load_state_dict({**optimiser.state_dict(), "state": self.start(self.optimised)})
