@@ -47,6 +47,7 @@ def test_a_resumed_run_goes_on_as_it_was(run: str) -> None:
 def test_what_is_said_again_must_be_the_same(run: str) -> None:
     again = asked(f"resume={run}", "experiment=market", "batch_size=64", "seed=7", "trainer.max_epochs=9", "threads=2")
     assert again.threads == 2
+    assert asked(f"resume={run}", "shard_above=1000").shard_above == 1000, "where rows lie is no setting of the run"
     assert asked(f"resume={run}", "negatives=uniform", "++batch_size=64").batch_size == 64
 
 
@@ -67,7 +68,10 @@ def test_another_setting_is_refused_and_named(run: str, override: str, said: str
     with pytest.raises(ConfigError) as e:
         asked(f"resume={run}", override)
     assert said in str(e.value)
-    assert "Leave them out (only threads, workers, memory, evaluate may differ), or start a new run" in str(e.value)
+    assert (
+        "Leave them out (only threads, workers, memory, evaluate, shard_above may differ), or start a new run"
+        in str(e.value)
+    )
 
 
 def test_a_refit_repeats_the_run_for_the_epochs_that_it_chose(run: str) -> None:

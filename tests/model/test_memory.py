@@ -41,6 +41,14 @@ def test_by_hand() -> None:
     assert adam.parts[0].state == 64_000
 
 
+def test_of_a_sharded_table_a_share_is_counted() -> None:
+    """1,000 rows on three processes: 334 on the first. What a step looks up is each process's own, as it was."""
+    found = report(ids(1000, 100, 8, 50), OptimiserSettings(), STEP, shard_above=500, world=3)
+    users, items, _ = found.parts
+    assert users == Part("user id", (334, 8), 334 * 32, 5 * 10 * (32 + 8), 334 * 4)
+    assert items == report(ids(1000, 100, 8, 50), OptimiserSettings(), STEP).parts[1], "100 rows are not above 500"
+
+
 @pytest.mark.parametrize("table_optimiser", ["rowwise_adagrad", "sparse_adam"])
 @pytest.mark.parametrize("sparse_above", [None, 5])
 def test_weights_gradients_and_state_are_those_of_a_step(table_optimiser: str, sparse_above: int | None) -> None:
