@@ -88,3 +88,13 @@ def test_a_column_is_indexed_once() -> None:
     assert len(index) == len(index.everything) == 3
     assert "x" in index
     assert "y" not in index
+
+
+def test_whole_numbers_are_found_where_floats_could_not_tell_them_apart() -> None:
+    big = 1 << 53
+    values = pa.array([big + 1, big, None, -(1 << 63), (1 << 63) - 1, big + 2, big])
+    column = Column("n", values)
+    for key in (big, big + 1, big + 0.5, -(1 << 63), (1 << 63) - 1, 1 << 64, -(1 << 64), 1e300):
+        for op, holds in OPS.items():
+            expected = {i for i, v in enumerate(values.to_pylist()) if v is not None and holds(v, key)}
+            assert set(column.where(op, key)) == expected, (op, key)

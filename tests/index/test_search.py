@@ -88,6 +88,10 @@ def test_one_query_over_many_blocks_finds_what_sorting_finds(order: str, k: int)
     assert (scores == np.sort(q @ vectors.T, axis=1)[:, ::-1][:, :k]).all()
     assert all(len(np.unique(found)) == k for found in rows)
     assert (np.take_along_axis(q @ vectors.T, rows, 1) == scores).all()
+    every = np.flatnonzero(np.arange(n) % 5 < 2)  # so many that all are scored, and the rest is left out
+    rows, scores = exact_search(q, vectors, k, every)
+    assert (scores == np.sort(q @ vectors[every].T, axis=1)[:, ::-1][:, :k]).all()
+    assert all(len(np.unique(found)) == min(k, len(every)) and np.isin(found, every).all() for found in rows)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Literal
 from weakref import ref
 
 import numpy as np
@@ -62,6 +62,7 @@ class Column:
             self._keys, positions, self._offsets = distinct(flat.drop_null())
         self._rows = parents[positions].astype(np.uint32)
         self._text = isinstance(self._keys, pa.Array)
+        self._whole = not self._text and self._keys.dtype == np.int64
         me = ref(self)  # not self: a cycle would hold the rows of a bundle that has been swapped out until gc comes by
 
         def find(first: int, last: int) -> Rows:
@@ -84,11 +85,18 @@ class Column:
 
         Lists know ``==`` only: the rows of a range of values would overlap.
         """
-        low = bisect_left(self._keys, key, key=self._plain) if op != ">" else 0
-        high = bisect_right(self._keys, key, key=self._plain) if op in ("==", "<=", ">") else 0
+        low = self._place(key, "left") if op != ">" else 0
+        high = self._place(key, "right") if op in ("==", "<=", ">") else 0
         all_ = len(self._keys)
         bounds = {"==": (low, high), "<": (0, low), "<=": (0, high), ">": (high, all_), ">=": (low, all_)}
         return self._between(*bounds[op])
+
+    def _place(self, key: Key, side: Literal["left", "right"]) -> int:
+        """Keys below ``key``, on the right those that are equal too."""
+        if self._whole and isinstance(key, int) and abs(key) < 1 << 63:
+            return int(np.searchsorted(self._keys, np.int64(key), side))  # a tenth of the time of asking Python
+        bisect = bisect_left if side == "left" else bisect_right
+        return bisect(self._keys, key, key=self._plain)
 
     def _plain(self, key: Any) -> Key:
         """A key as Python has it; numpy would round an integer to compare it with a float."""

@@ -48,9 +48,8 @@ class Eligibility:
 
     def __init__(self, attributes: pa.Table) -> None:
         self._index = AttributeIndex(attributes)
-        self._bounds = [(name, op) for name, op in ((c.POSTED, ">"), (c.EXPIRES, "<=")) if name in self._index]
-        for name, _ in self._bounds:
-            self._index.column(name)  # every request asks for them
+        bounds = ((c.POSTED, ">"), (c.EXPIRES, "<="))  # every request asks for them
+        self._bounds = [(self._index.column(name), op) for name, op in bounds if name in self._index]
 
     @property
     def everything(self) -> Rows:
@@ -76,8 +75,8 @@ class Eligibility:
         everything = self._index.everything
         there = everything if present is None else present
         live = there
-        for name, not_live in self._bounds:  # an item without the time is live
-            live = live - self._index.column(name).where(not_live, at)
+        for column, not_live in self._bounds:  # an item without the time is live
+            live = live - column.where(not_live, at)
         passes = passing(condition, self._index)
         rows = live if passes is None else passes & live
         return Eligible(

@@ -172,7 +172,7 @@ class ItemReader:
 
 
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    if pa.types.is_timestamp(kind):  # kept in microseconds, whatever the column's own unit
+    if pa.types.is_timestamp(kind) and kind != layout.MOMENT:  # kept in microseconds, whatever the column's own unit
         return pa.array(values, layout.MOMENT).cast(pa.timestamp(kind.unit, "UTC"), safe=False).cast(kind)
     if pa.types.is_date(kind):
         return pa.array([dt.date.fromisoformat(v) if isinstance(v, str) else v for v in values], kind)

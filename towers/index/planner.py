@@ -28,6 +28,7 @@ from towers.index.recipes import IndexRecipe
 Route = Literal["exact", "probe", "index"]
 FEW_ITEMS = 4096  # so many are scored sooner than any index is asked
 FEW_QUERIES = 4  # up to so many, eligible embeddings are scored where they lie; for more they are copied together once
+MOST = 1 / 3  # if more of the items are eligible, scoring all in their order is quicker than going from one to the next
 
 # Nanoseconds on one core, for a dimension …
 _ROW = 0.45  # … of an embedding scored where it lies, anywhere in memory
@@ -126,7 +127,7 @@ def plan(
 def _exact(eligible: int, items: int, dim: int, queries: int) -> float:
     if queries > FEW_QUERIES:
         return eligible * dim * (_PRODUCT * queries + (_COPY if eligible < items else 0))
-    return eligible * dim * queries * (_ROW if eligible < items else _STREAM)
+    return dim * queries * (items * _STREAM if eligible > MOST * items else eligible * _ROW)
 
 
 def _index(recipe: IndexRecipe, items: int, dim: int, plan: Plan, queries: int) -> float:
