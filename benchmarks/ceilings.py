@@ -130,8 +130,10 @@ def step(s: Shapes) -> dict[str, Work]:
     return {
         "gather": gather,
         "towers": towers + history,
-        "logits": scores(s.examples, s.negatives, s.dim, s.size),
-        "backward": towers * 2 + history + scores_backward(s.examples, s.negatives, s.dim, s.size) + to_rows,
+        # the loss makes its gradients at once: see towers/model/fused_softmax.py
+        "logits": scores(s.examples, s.negatives, s.dim, s.size)
+        + scores_backward(s.examples, s.negatives, s.dim, s.size),
+        "backward": towers * 2 + history + to_rows,
         "optimiser": row_updates(looked_up, s.users + s.items, s.dim)
         + adam_updates(sum(inputs * outputs for _, inputs, outputs in s.linears)),
     }

@@ -26,7 +26,6 @@ from towers.features import FIRST, Batch, FeatureInfo, Kind, Ragged
 from towers.model import memory
 from towers.model.encoders import EncoderSettings
 from towers.model.history import HistorySettings
-from towers.model.losses import sampled_softmax
 from towers.model.memory import MemoryReport, Step, activation_bytes
 from towers.model.module import Retrieval, TrainingData
 from towers.model.negatives import Uniform
@@ -169,7 +168,6 @@ def module(sizes: Sizes, item_events: NDArray[np.int64], device: torch.device) -
         ]
         out = Retrieval(
             model(sizes), TrainingData(*tables, item_events), sampler=partial(Uniform, n=sizes.negatives),
-            loss=sampled_softmax,
         )  # fmt: skip
     out._trainer = _Standing()  # type: ignore[assignment]
     return out.to(device)

@@ -13,11 +13,11 @@ from torch import Tensor
 from data.prepared import PreparedDataset
 from towers.features import FeatureInfo
 from towers.model import memory
+from towers.model.fused_softmax import SampledSoftmax, block_rows
 from towers.model.memory import MemoryReport, Step
 from towers.model.mining import Mined
 from towers.model.negatives import CrossBatch, InBatch, Sampler
 from towers.model.two_tower import RetrievalModel
-from towers.model.vector_losses import ChunkedSoftmax
 
 
 def report(config: DictConfig, dataset: PreparedDataset, device: torch.device, world: int = 1) -> MemoryReport:
@@ -39,7 +39,7 @@ def report(config: DictConfig, dataset: PreparedDataset, device: torch.device, w
         model = build()
     events = torch.from_numpy(dataset.events("item"))
     sampler: Sampler = hydra.utils.instantiate(config.negatives)(events)
-    step = _step(config, model, sampler, events, world, dataset.schema.history_length)
+    step = _step(config, model, sampler, events, world, dataset.schema.history_length, device)
     read = [
         _bytes(model.user_infos, len(dataset.users)),
         _bytes(model.item_infos, len(dataset.items)),
@@ -61,7 +61,15 @@ def report(config: DictConfig, dataset: PreparedDataset, device: torch.device, w
     )
 
 
-def _step(config: DictConfig, model: RetrievalModel, sampler: Sampler, events: Tensor, world: int, length: int) -> Step:
+def _step(
+    config: DictConfig,
+    model: RetrievalModel,
+    sampler: Sampler,
+    events: Tensor,
+    world: int,
+    length: int,
+    device: torch.device,
+) -> Step:
     """How much one process looks at in a step."""
     examples, support = int(config.batch_size), events.nonzero().squeeze(1)
     for part in sampler.modules():
@@ -70,14 +78,14 @@ def _step(config: DictConfig, model: RetrievalModel, sampler: Sampler, events: T
     drawn = int(sampler.inclusion(support, examples * world).sum())  # the expected size: what an inclusion means
     own = (sampler.n if isinstance(sampler, Mined) else 0) + int(config.get("impressions", 0))
     loss: Any = hydra.utils.instantiate(config.loss)
-    at_once = min(drawn, loss.chunk) if isinstance(loss, ChunkedSoftmax) else drawn
+    rows = min(examples, block_rows(drawn, device)) if isinstance(loss, SampledSoftmax) else examples
     past = InBatch(events).inclusion(support, examples * length + 1).sum() if model.history_dim else 0
     return Step(
         examples=examples,
         candidates=-(-drawn // world) + (0 if sampler.holds_positives else examples) + examples * own,
         histories=int(past),
         length=length,
-        pairs=examples * (at_once + own),
+        pairs=rows * drawn + examples * own,
         chunk=config.get("grad_cache"),
     )
 

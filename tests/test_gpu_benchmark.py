@@ -46,7 +46,8 @@ def test_a_step_is_the_sum_of_its_stages() -> None:
     assert list(work) == ["gather", "towers", "logits", "backward", "optimiser"]
     assert work["gather"] == ceilings.lookup(2 + 7 + 4, 3)
     assert work["towers"] == ceilings.linear(2, 6, 3, 4) + ceilings.pooled(2, 6, 3)
-    assert work["backward"].flops == 2 * work["towers"].flops - 2 * 6 * 3 + 2 * work["logits"].flops
+    assert work["logits"] == ceilings.scores(2, 5, 3, 4) + ceilings.scores_backward(2, 5, 3, 4)
+    assert work["backward"].flops == 2 * work["towers"].flops - 2 * 6 * 3
     assert work["optimiser"] == ceilings.row_updates(13, 11, 3) + ceilings.adam_updates(18)
 
 

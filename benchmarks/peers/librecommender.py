@@ -34,7 +34,7 @@ def main() -> None:
         batch_size=given.batch, n_epochs=1000, use_bn=False, tf_sess_config=threads,
     )  # fmt: skip
     with contextlib.suppress(Enough):
-        model.fit(train, neg_sampling=False, verbose=0, shuffle=True)
+        model.fit(train, neg_sampling=True, verbose=0, shuffle=True)  # draws none: the softmax is over the batch
     pace.tell(["LibRecommender", "tensorflow-cpu", "tf-keras"], "optimiser: Adam over whole tables; log q corrected")
 
 

@@ -26,7 +26,7 @@ from towers.model.module import Retrieval, TrainingData
 from towers.model.negatives import CrossBatch, InBatch, Mixed, Popularity, Uniform
 from towers.model.optimisers import OptimiserSettings
 from towers.model.tower import TowerSettings
-from towers.model.vector_losses import AlignmentUniformity, ChunkedSoftmax, MultiPositive
+from towers.model.vector_losses import AlignmentUniformity, MultiPositive
 
 USERS, ITEMS, STEPS, SIZE = 5, 20, 4, 11  # an odd number: the processes' shares differ
 
@@ -37,7 +37,7 @@ WORLDS: dict[str, dict[str, Any]] = {
     "mixed, sparse tables": {"sampler": MIXED, "sparse": True},
     "popularity, corrected positives": {"sampler": partial(Popularity, n=8), "correct_positive": True},
     "cross-batch, accumulated": {"sampler": partial(CrossBatch, n=64), "accumulate": 2, "sparse": True},
-    "mined, chunked": {"sampler": MINED, "loss": ChunkedSoftmax(3)},
+    "mined": {"sampler": MINED},
     "alignment and uniformity": {"sampler": InBatch, "loss": AlignmentUniformity()},
     "several positives, prefixes": {"sampler": MIXED, "loss": MultiPositive(), "matryoshka": [4]},
 }

@@ -35,8 +35,12 @@ def test_known_positives_by_hand() -> None:
     """Two users; the draw is items 4, 1, 2. The first took 0 and 2, the second 1 (her own) and nothing else known."""
     columns = logits.item_columns(torch.tensor([4, 1, 2]), 6)
     known = Ragged(torch.tensor([0, 2, 2]), torch.tensor([0, 2]))
-    mask = logits.known_positives(columns, 3, torch.tensor([0, 1]), known)
-    assert mask.tolist() == [[False, False, True], [False, True, False]]
+    known_pairs = logits.known_positives(columns, torch.tensor([0, 1]), known)
+    assert _masked(2, 3, known_pairs).tolist() == [[False, False, True], [False, True, False]]
+
+
+def _masked(b: int, n: int, pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return logits.mask(torch.zeros(b, n), pairs=pairs) == -INF
 
 
 @settings(derandomize=True, deadline=None, max_examples=50)
@@ -50,8 +54,10 @@ def test_known_positives_like_the_definition(data: st.DataObject) -> None:
         torch.tensor([0, *map(len, lists)]).cumsum(0), torch.tensor([x for one in lists for x in one], dtype=torch.long)
     )
     columns = logits.item_columns(torch.tensor(rows), 10)
-    mask = logits.known_positives(columns, len(rows), torch.tensor(positives), known)
-    assert mask.tolist() == [[j in one or j == i for j in rows] for i, one in zip(positives, lists, strict=True)]
+    pairs = logits.known_positives(columns, torch.tensor(positives), known)
+    assert _masked(len(positives), len(rows), pairs).tolist() == [
+        [j in one or j == i for j in rows] for i, one in zip(positives, lists, strict=True)
+    ]
 
 
 def test_a_job_is_live_from_its_posting_until_just_before_it_expires() -> None:
@@ -70,7 +76,8 @@ def _column(mask: torch.Tensor | None) -> list[bool]:
 
 def test_masked_candidates_get_no_probability_and_no_gradient() -> None:
     scores = torch.zeros(1, 3, requires_grad=True)
-    masked = logits.mask(scores * 1, torch.tensor([[True, False, False]]), None, torch.tensor([[False, True, False]]))
+    pairs = torch.tensor([0, 0, 0]), torch.tensor([1, 3, 1])  # one past the last masks nothing, twice is once
+    masked = logits.mask(scores * 1, torch.tensor([[True, False, False]]), pairs)
     assert masked.tolist() == [[-INF, -INF, 0.0]]
     masked.softmax(1).square().sum().backward()
     assert scores.grad is not None

@@ -23,8 +23,9 @@ from towers.features import OOV, Batch, FeatureInfo, Kind, Ragged
 from towers.model.callbacks import Clock, ProgressBar, StopOnNonFiniteLoss, Throughput, Trace
 from towers.model.contrast import VectorLoss
 from towers.model.encoders import EncoderSettings
+from towers.model.fused_softmax import SampledSoftmax
 from towers.model.history import HistorySettings
-from towers.model.losses import binary, bpr, cosine_contrastive, sampled_softmax
+from towers.model.losses import binary, bpr, cosine_contrastive
 from towers.model.mining import Mined
 from towers.model.module import Retrieval, TrainingData
 from towers.model.negatives import CrossBatch, Full, InBatch, Mixed, Popularity, Uniform
@@ -33,7 +34,7 @@ from towers.model.similarity import Similarity
 from towers.model.tables import FeatureTable
 from towers.model.tower import TowerSettings
 from towers.model.two_tower import TwoTower
-from towers.model.vector_losses import AlignmentUniformity, ChunkedSoftmax, GeneralisedBinary, MultiPositive
+from towers.model.vector_losses import AlignmentUniformity, GeneralisedBinary, MultiPositive
 
 # Lightning 2.6 asks torch 2.13's pytree in a way that torch has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -460,7 +461,7 @@ def test_mining_leaves_the_step_as_random_and_the_model_as_training_as_it_was() 
     assert (module.sampler.neighbours >= 0).all()
 
 
-@pytest.mark.parametrize("loss", [ChunkedSoftmax(3), MultiPositive(), GeneralisedBinary(), AlignmentUniformity()])
+@pytest.mark.parametrize("loss", [SampledSoftmax(), MultiPositive(), GeneralisedBinary(), AlignmentUniformity()])
 def test_losses_over_vectors_take_a_step_in_any_precision(tmp_path: Path, loss: VectorLoss) -> None:
     for precision in ("32-true", "bf16-mixed"):
         module = retrieval(sparse=True, loss=loss, sampler=partial(Mined, base=InBatch, n=3, nearest=5, start=0))
@@ -471,14 +472,13 @@ def test_losses_over_vectors_take_a_step_in_any_precision(tmp_path: Path, loss: 
 
 
 LEARNERS: dict[str, dict[str, Any]] = {
-    "margin": {"loss": partial(sampled_softmax, margin=1.0)},
+    "margin": {"loss": SampledSoftmax(1.0)},
     "bpr": {"loss": bpr, "correct_negatives": False, "sampler": partial(Uniform, n=4)},
     "binary": {"loss": binary, "correct_negatives": False, "sampler": partial(Uniform, n=4)},
     "nce": {"loss": binary, "correct_positive": True, "sampler": partial(Popularity, n=6)},
     "generalised binary": {"loss": GeneralisedBinary(), "correct_negatives": False, "sampler": partial(Uniform, n=4)},
     "cosine contrastive": {"loss": partial(cosine_contrastive, negative_weight=10.0), "correct_negatives": False},
     "alignment": {"loss": AlignmentUniformity(), "sampler": InBatch},
-    "chunked": {"loss": ChunkedSoftmax(3)},
     "multi-positive": {"loss": MultiPositive()},
     "cross-batch": {"sampler": partial(CrossBatch, n=16)},
     "mined": {"sampler": partial(Mined, base=partial(Uniform, n=2), n=2, nearest=3, start=5, ramp=5, every=5)},

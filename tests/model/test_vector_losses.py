@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.model.helpers import batch
@@ -22,7 +20,7 @@ from towers.model.contrast import Contrast, Own
 from towers.model.losses import sampled_softmax
 from towers.model.negatives import Negatives
 from towers.model.similarity import Similarity
-from towers.model.vector_losses import AlignmentUniformity, ChunkedSoftmax, GeneralisedBinary, MultiPositive
+from towers.model.vector_losses import AlignmentUniformity, GeneralisedBinary, MultiPositive
 
 B, ITEMS, D = 5, 12, 4
 INF = float("inf")
@@ -46,60 +44,6 @@ def contrast(n: int = 9, own: int = 0, seed: int = 0, **changes: Any) -> Contras
     draw = Negatives(rows, torch.rand(n, generator=g).log())
     values = {"posted": posted, "own": mined, **changes}
     return Contrast(examples, draw, logits.item_columns(rows, ITEMS), query, positive, candidates, **values)
-
-
-def leaves(c: Contrast) -> list[Tensor]:
-    return [c.query, c.positive, c.candidates, *([c.own.vectors] if c.own else [])]
-
-
-@settings(derandomize=True, deadline=None, max_examples=40)
-@given(st.integers(1, 12), st.integers(0, 3), st.integers(1, 13), st.integers(0, 99))
-def test_the_chunked_softmax_is_the_softmax(n: int, own: int, chunk: int, seed: int) -> None:
-    c = contrast(n, own, seed)
-    dense = sampled_softmax(c.positive_logits(), c.negative_logits(), c.weight)
-    chunked = ChunkedSoftmax(chunk)(c)
-    assert torch.allclose(chunked, dense, atol=1e-6)
-    for ours, theirs in zip(
-        torch.autograd.grad(chunked, leaves(c)), torch.autograd.grad(dense, leaves(c)), strict=True
-    ):
-        assert torch.allclose(ours, theirs, atol=1e-6)
-
-
-def test_the_chunked_softmax_over_everything_is_the_cross_entropy() -> None:
-    """All items drawn with certainty, nothing else known: torch's own loss over the whole catalogue."""
-    rows = torch.arange(ITEMS)
-    items = torch.randn(ITEMS, D, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    examples = batch(B, ITEMS)
-    query = torch.randn(B, D, generator=torch.Generator().manual_seed(2))
-    draw = Negatives(rows, torch.zeros(ITEMS))
-    c = Contrast(examples, draw, logits.item_columns(rows, ITEMS), query, items[examples.item], items)
-    theirs = F.cross_entropy(query @ items.T, examples.item)
-    ours = ChunkedSoftmax(5)(c)
-    assert torch.allclose(ours, theirs, atol=1e-6)
-    assert torch.allclose(*(torch.autograd.grad(x, items)[0] for x in (ours, theirs)), atol=1e-6)
-
-
-def test_the_chunked_softmax_never_holds_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    widest = 0
-    whole = logits.candidate_scores
-
-    def scores(query: Tensor, candidates: Tensor) -> Tensor:
-        nonlocal widest
-        widest = max(widest, len(candidates))
-        return whole(query, candidates)
-
-    monkeypatch.setattr(logits, "candidate_scores", scores)
-    ChunkedSoftmax(4)(contrast(12)).backward()
-    assert widest == 4
-
-
-def test_the_chunked_softmax_in_mixed_precision_is_that_of_single_precision() -> None:
-    c = contrast()
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = ChunkedSoftmax(4)(c)
-    (grad,) = torch.autograd.grad(mixed, c.candidates)
-    assert torch.equal(mixed, ChunkedSoftmax(4)(c))
-    assert torch.equal(grad, torch.autograd.grad(ChunkedSoftmax(4)(c), c.candidates)[0])
 
 
 def test_own_candidates_stand_beside_the_shared_ones_and_are_corrected_alike() -> None:
@@ -195,7 +139,5 @@ def test_a_prefix_is_a_shorter_vector_normalised_again(kind: Any) -> None:
 
 
 def test_settings_that_cannot_work() -> None:
-    with pytest.raises(ConfigError, match=r"loss\.chunk"):
-        ChunkedSoftmax(0)
     with pytest.raises(ConfigError, match=r"loss\.calibration"):
         GeneralisedBinary(2.0)

@@ -6,7 +6,7 @@ Shapes: ``B`` examples, ``N`` shared candidates, ``M`` candidates of each exampl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from towers.features import Batch
 from towers.model import logits
 from towers.model.gathering import ALONE, Ranks
+from towers.model.grad_cache import parts
 from towers.model.heads import Heads
 from towers.model.mixture import MixtureOfLogits
 from towers.model.negatives import Negatives
@@ -87,24 +88,48 @@ class Contrast:
 
     def negative_logits(self) -> Tensor:
         """``[B, N + M]``, ``-inf`` where masked."""
-        shared = self.shared_logits(0, len(self.draw.rows))
+        shared = self.shared_logits()
         return shared if self.own is None else torch.cat([shared, self.own_logits()], 1)
 
-    def shared_logits(self, start: int, end: int) -> Tensor:
-        """``[B, end - start]``: logits of a part of the shared candidates."""
-        part = slice(start, end)
+    def shared_logits(self) -> Tensor:
+        """``[B, N]``: logits of the shared candidates, ``-inf`` where masked."""
         score = logits.candidate_scores if self.mixture is None else self.mixture.shared
-        s = self._biased(score(self.query, self.candidates[part]))
+        return self.finish(score(self.query, self.candidates))
+
+    def finish(self, scores: Tensor) -> Tensor:
+        """From the ``[B, N]`` scores of the shared candidates to their logits. Changes ``scores`` itself."""
+        s = self._biased(scores)
         if self.corrected:
-            s = logits.correct_log_q(s, self.draw.log_q[part])
-        live = None
-        if self.batch.time is not None:
-            posted = None if self.posted is None else self.posted[part]
-            live = logits.not_live(self.batch.time, posted, None if self.expires is None else self.expires[part])
-        n, covered = end - start, self.draw.covered
-        known = logits.known_positives(self.columns, n, self.batch.item, self.batch.known, start)
-        covered = None if covered is None else logits.listed(self.columns, n, covered, start)
-        return logits.mask(s, known, live, covered)
+            s = s.sub_(self.draw.log_q)  # ``logits.correct_log_q`` in place: the largest array of a step
+        live = None if self.batch.time is None else logits.not_live(self.batch.time, self.posted, self.expires)
+        return logits.mask(s, live, self._struck())
+
+    def _struck(self) -> tuple[Tensor, Tensor]:
+        """``[P]`` examples and columns that are no negatives: known positives, what own candidates stand for."""
+        known = logits.known_positives(self.columns, self.batch.item, self.batch.known)
+        if self.draw.covered is None:
+            return known
+        covered = logits.listed(self.columns, len(self.draw.rows), self.draw.covered)
+        return torch.cat([known[0], covered[0]]), torch.cat([known[1], covered[1]])
+
+    def parts(self, size: int) -> list[Contrast]:
+        """The same for at most ``size`` examples at a time, with the shared candidates only."""
+        if len(self.batch) <= size:
+            return [self]
+        batches = list(parts(self.batch, size))
+        count = len(batches)
+
+        def cut(x: Tensor | None) -> Sequence[Tensor | None]:
+            return [None] * count if x is None else torch.split(x, size)
+
+        columns = zip(batches, *map(cut, (self.query, self.positive, self.bias, self.draw.covered)), strict=True)
+        return [
+            replace(
+                self, batch=batch, draw=self.draw._replace(own=None, own_log_q=None, covered=covered), query=query,
+                positive=positive, positive_log_q=None, bias=bias, own=None, shown=None,
+            )
+            for batch, query, positive, bias, covered in columns
+        ]  # fmt: skip
 
     def own_logits(self) -> Tensor:
         """``[B, M]``: logits of each example's own candidates."""
@@ -132,9 +157,9 @@ class Contrast:
 
     def other_positives(self) -> tuple[Tensor, Tensor]:
         """``[P]`` examples and ``[P]`` columns: known positives of the example's user that the draw happens to hold."""
-        n = len(self.draw.rows)
-        known = logits.known_positives(self.columns, n, self.batch.item, self.batch.known)
-        row, column = known.nonzero(as_tuple=True)
+        known = logits.known_positives(self.columns, self.batch.item, self.batch.known)
+        held = logits.mask(torch.zeros(len(self.batch), len(self.draw.rows), device=self.query.device), pairs=known)
+        row, column = held.nonzero(as_tuple=True)
         other = column != self.columns[self.batch.item][row]
         return row[other], column[other]
 
@@ -149,10 +174,6 @@ class Contrast:
     def prefix(self, dim: int, similarity: Similarity) -> Contrast:
         """The same with the first ``dim`` dimensions of all vectors, normalised again."""
         return self._map(lambda x: similarity.normalise(x[..., :dim]))
-
-    def single_precision(self) -> Contrast:
-        """The same with float32 vectors."""
-        return self._map(lambda x: x.float())
 
     def _map(self, f: Callable[[Tensor], Tensor]) -> Contrast:
         """The same with ``f`` applied to all vectors."""

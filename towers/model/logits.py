@@ -100,7 +100,7 @@ def item_columns(rows: Tensor, n_items: int) -> Tensor:
     return columns
 
 
-def known_positives(columns: Tensor, n: int, items: Tensor, known: Ragged, first: int = 0) -> Tensor:
+def known_positives(columns: Tensor, items: Tensor, known: Ragged) -> tuple[Tensor, Tensor]:
     """Candidates that a user is known to want: they are no negatives for her.
 
     Her own positive of this example is one of them (an "accidental hit" when another example or the sampler
@@ -108,42 +108,30 @@ def known_positives(columns: Tensor, n: int, items: Tensor, known: Ragged, first
 
     Args:
         columns: ``[I]``, from ``item_columns``.
-        n: ``N``.
         items: ``[B]`` positives.
         known: ``[B]`` lists of item rows.
-        first: the draw's column at which these ``N`` begin, where they are a part of it.
 
     Returns:
-        ``[B, N]`` bool, true where masked.
+        ``[P]`` examples and ``[P]`` columns, one past the last for what was not drawn; pairs may occur twice.
     """
     b = torch.arange(len(items), device=items.device)
     row = torch.cat([b, b.repeat_interleave(known.offsets.diff(), output_size=len(known.values))])
-    return _marked(row, columns[torch.cat([items, known.values])] - first, len(items), n)
+    return row, columns[torch.cat([items, known.values])]
 
 
-def listed(columns: Tensor, n: int, rows: Tensor, first: int = 0) -> Tensor:
+def listed(columns: Tensor, n: int, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Candidates of the draw that stand in a list of the example's own.
 
     Args:
         columns: ``[I]``, from ``item_columns``.
         n: ``N``.
         rows: ``[B, K]`` item rows, negative where there is none.
-        first: as in ``known_positives``.
 
     Returns:
-        ``[B, N]`` bool.
+        As from ``known_positives``.
     """
     row = torch.arange(len(rows), device=rows.device).unsqueeze(1).expand_as(rows)
-    column = torch.where(rows >= 0, columns[rows.clamp(min=0)] - first, n)
-    return _marked(row.reshape(-1), column.reshape(-1), len(rows), n)
-
-
-def _marked(row: Tensor, column: Tensor, rows: int, n: int) -> Tensor:
-    """``[rows, n]`` bool, true at these places; columns outside of ``0 … n - 1`` mark nothing."""
-    spare = rows * n  # one place for all that were not drawn: no shape depends on the data
-    mask = torch.zeros(spare + 1, dtype=torch.bool, device=row.device)
-    mask[torch.where((column >= 0) & (column < n), row * n + column, spare)] = True
-    return mask[:-1].view(rows, n)
+    return row.reshape(-1), torch.where(rows >= 0, columns[rows.clamp(min=0)], n).reshape(-1)
 
 
 def known_among(rows: Tensor, items: Tensor, known: Ragged, n_items: int) -> Tensor:
@@ -184,19 +172,34 @@ class _Masked(torch.autograd.Function):
     """``-inf`` in place. Every loss is flat there, hence gradients need no second masking on their way back."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, *masks: Tensor) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, whole: Tensor | None, row: Tensor | None, column: Tensor | None) -> Tensor:
         ctx.mark_dirty(scores)
-        for m in masks:
-            scores.masked_fill_(m, float("-inf"))
+        if whole is not None:
+            scores.masked_fill_(whole, float("-inf"))
+        n = scores.shape[1]
+        if row is not None and column is not None and n:
+            drawn = column < n  # to the others' rows a zero is added: no shape depends on the data
+            penalty = torch.where(drawn, float("-inf"), 0.0).to(scores.dtype)
+            scores.view(-1).index_add_(0, row * n + torch.where(drawn, column, 0), penalty)
         return scores
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (grads[0], *[None] * (len(ctx.needs_input_grad) - 1))
+        return grads[0], None, None, None
 
 
-def mask(scores: Tensor, *masks: Tensor | None) -> Tensor:
-    """``[B, N]`` scores, ``-inf`` where any of the ``[B, N]`` masks says so. Changes ``scores`` itself."""
-    given = [m for m in masks if m is not None]
-    out: Tensor = _Masked.apply(scores, *given) if given else scores  # type: ignore[no-untyped-call]
+def mask(scores: Tensor, whole: Tensor | None = None, pairs: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Leave candidates out. Changes ``scores`` itself.
+
+    Args:
+        scores: ``[B, N]``.
+        whole: ``[B, N]`` bool, true where masked.
+        pairs: ``[P]`` examples and ``[P]`` columns that are masked too, none where the column is ``N``: most masks are
+            a few pairs, and looking at all places would cost more than they do.
+
+    Returns:
+        ``[B, N]``, ``-inf`` where masked.
+    """
+    row, column = (None, None) if pairs is None else pairs
+    out: Tensor = _Masked.apply(scores, whole, row, column)  # type: ignore[no-untyped-call]
     return out

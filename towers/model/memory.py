@@ -114,7 +114,7 @@ class MemoryReport:
             return
         largest = max(self.parts, key=lambda p: p.total)
         if (self.activations or 0) > largest.total:
-            cure = "lower batch_size or the number of negatives, or set grad_cache=1024 and loss=chunked_softmax"
+            cure = "lower batch_size or the number of negatives, or set grad_cache=1024"
         elif not largest.shape:
             cure = "lower model.dim, width or layers"
         elif largest.gradients >= largest.weights:

@@ -25,6 +25,7 @@ from towers.model import logits, optimisers, sharded_tables, warm_start
 from towers.model.aggregation import Aggregation
 from towers.model.contrast import Contrast, Own, VectorLoss
 from towers.model.embedder import Embedder, history_of
+from towers.model.fused_softmax import SampledSoftmax
 from towers.model.gathering import ALONE, Ranks, average_sparse, broadcast, several
 from towers.model.grad_cache import embed_examples, embed_rows
 from towers.model.losses import Loss, sampled_softmax
@@ -79,7 +80,7 @@ class Retrieval(pl.LightningModule):
         model: the towers.
         data: feature tables and item statistics.
         sampler: makes the sampler from ``[I]`` training events.
-        loss: over positive and negative logits, or over a whole ``Contrast``.
+        loss: over positive and negative logits, or over a whole ``Contrast``; None: ``SampledSoftmax``.
         optimiser: see ``OptimiserSettings``.
         correct_negatives: subtract log q from the negatives' logits; what is no softmax wants plain scores.
         correct_positive: subtract log q from the positive's logit too: see ``logits.correct_log_q``.
@@ -99,7 +100,7 @@ class Retrieval(pl.LightningModule):
         data: TrainingData,
         *,
         sampler: MakeSampler,
-        loss: Loss | VectorLoss = sampled_softmax,
+        loss: Loss | VectorLoss | None = None,
         optimiser: OptimiserSettings | None = None,
         correct_negatives: bool = True,
         correct_positive: bool = False,
@@ -117,7 +118,8 @@ class Retrieval(pl.LightningModule):
         self.items = data.item_table.select(model.item_features)
         self.contexts = (data.context_table or FeatureTable({})).select(model.context_features)
         self.sampler = sampler(torch.tensor(data.item_events))
-        self.loss, self.optimiser, self.total_steps = loss, optimiser or OptimiserSettings(), data.total_steps
+        self.loss, self.total_steps = loss or SampledSoftmax(), data.total_steps
+        self.optimiser = optimiser or OptimiserSettings()
         self.correct_negatives, self.correct_positive = correct_negatives, correct_positive
         self.impression_weight, self.ks, self.seed = impression_weight, tuple(ks), seed
         if wrong := [d for d in matryoshka if not 1 <= d <= model.dim]:

@@ -1,14 +1,12 @@
-"""Losses that see vectors, chunks or other positives: everything that ``losses`` cannot say with two arrays of logits.
+"""Losses that see vectors or other positives: what ``losses`` cannot say with two arrays of logits.
 
-Shapes: ``B`` examples, ``N`` candidates, ``C`` candidates of a chunk, ``D`` dim, ``P`` pairs.
+Shapes: ``B`` examples, ``N`` candidates, ``D`` dim, ``P`` pairs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,71 +15,6 @@ from torch import Tensor
 from towers.errors import ConfigError
 from towers.model.contrast import Contrast, VectorLoss
 from towers.model.losses import binary, log_sum_exp, weighted_mean
-
-
-@dataclass(frozen=True)
-class ChunkedSoftmax(VectorLoss):
-    """``sampled_softmax`` without ever holding ``[B, N]`` logits: value and gradient are the same.
-
-    The forward pass keeps a running ``log Σ exp`` over chunks of candidates, the backward pass computes the logits of
-    each chunk again (as in "Cut Your Losses in Large-Vocabulary Language Models", Wijmans et al., 2025). It costs one
-    matrix product more and holds ``[B, C]`` instead of ``[B, N]``.
-
-    Use it with ``negatives=full``: the exact cross-entropy over all trained jobs, known positives masked, for a hundred
-    thousand jobs and more. With a few thousand candidates ``sampled_softmax`` is faster.
-
-    Attributes:
-        chunk: ``C``.
-    """
-
-    chunk: int = 8192
-
-    def __post_init__(self) -> None:
-        """Check the size."""
-        if self.chunk < 1:
-            raise ConfigError(f"loss.chunk is {self.chunk}; set it to at least 1")
-
-    def __call__(self, contrast: Contrast) -> Tensor:
-        """``log(1 + Σ_j exp(s_j - s⁺))``, averaged by weight."""
-        c = contrast.single_precision()
-        negative: Tensor = _ChunkedLogSumExp.apply(c.query, c.candidates, c.shared_logits, self.chunk)  # type: ignore[no-untyped-call]
-        if c.own is not None:
-            negative = log_sum_exp(torch.stack([negative, log_sum_exp(c.own_logits())], 1))
-        return weighted_mean(F.softplus(negative - c.positive_logits()), c.weight)
-
-
-class _ChunkedLogSumExp(torch.autograd.Function):
-    """``log Σ_j exp s_bj`` of logits ``s_bj = ⟨q_b, c_j⟩ + constant`` that are computed when they are needed, twice."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, candidates: Tensor, logits_of: Callable[[int, int], Tensor], chunk: int
-    ) -> Tensor:
-        ctx.logits_of, ctx.chunk = logits_of, chunk
-        top = query.new_full((len(query),), -1e30)
-        total = torch.zeros_like(top)
-        with torch.autocast(query.device.type, enabled=False):
-            for start in range(0, len(candidates), chunk):
-                s = logits_of(start, min(start + chunk, len(candidates)))
-                higher = torch.maximum(top, s.amax(1))
-                total = total * (top - higher).exp_() + s.sub_(higher.unsqueeze(1)).exp_().sum(1)
-                top = higher
-        out = total.log() + top
-        ctx.save_for_backward(query, candidates, out.clamp_min(-1e30))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        query, candidates, partition = ctx.saved_tensors
-        for_query, for_candidates = torch.zeros_like(query), torch.empty_like(candidates)
-        with torch.autocast(query.device.type, enabled=False):
-            for start in range(0, len(candidates), ctx.chunk):
-                part = slice(start, min(start + ctx.chunk, len(candidates)))
-                s = ctx.logits_of(part.start, part.stop)
-                p = s.sub_(partition.unsqueeze(1)).exp_().mul_(grads[0].unsqueeze(1))  # [B, C]
-                for_query.addmm_(p, candidates[part])
-                torch.mm(p.T, query, out=for_candidates[part])
-        return for_query, for_candidates, None, None
 
 
 @dataclass(frozen=True)
