@@ -209,12 +209,12 @@ class Consumer:
     ) -> None:
         columns: dict[str, Any] = {c.USER_ROW: e.user, c.ITEM_ROW: e.item, c.ACTION: e.action}
         if self.spec.events.clock != "none":
-            columns[c.TIME] = times(e, self.spec.events.clock)
+            columns[c.TIME] = _time_column(e, self.spec.events.clock)
         more = {c.WEIGHT: weight, c.SPLIT: split, c.HISTORY_END: ends}
         if e.context is not None:
             more[c.CONTEXT_ROW] = e.context
         self.examples.write(e.user, pa.table({**columns, **more}))
-        log = pa.table({**columns, "stage": stages})
+        log = pa.table({**columns, c.STAGE: stages})
         rows: NDArray[Any] = eligible
         if self.spec.events.clock == "none":  # nothing is newest: what a long history keeps is a fixed random choice
             rows = np.lexsort((e.item, self._pair_hashes(e), stages, e.user))
@@ -251,7 +251,7 @@ class Repeated:
         """Set rows aside, at least one."""
         columns: dict[str, Any] = {c.USER: self._users(e.user), c.ITEM: self._items(e.item)}
         if self._spec.events.clock != "none":
-            columns[c.TIME] = times(e, self._spec.events.clock)
+            columns[c.TIME] = _time_column(e, self._spec.events.clock)
         names = pa.array([a.name for a in self._spec.actions])
         columns |= {c.ACTION: names.take(pa.array(e.action)), c.WEIGHT: e.weight}
         if self.first is None:
@@ -259,7 +259,7 @@ class Repeated:
         self.parts.write(e.user, pa.table(columns))
 
 
-def times(e: Events, clock: str) -> Any:
+def _time_column(e: Events, clock: str) -> Any:
     """The column of times: instants, or the plain order."""
     if clock == "order":
         return e.time

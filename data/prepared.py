@@ -96,8 +96,7 @@ class PreparedDataset:
 
     def featurizer(self, side: str) -> Featurizer:
         """The fitted features of a side."""
-        features = self.schema.side(side)
-        return Featurizer.load(self.folder / "vocab", side, features) if features else Featurizer([])
+        return Featurizer.load(self.folder / "vocab", side, self.schema.side(side))
 
     def encoded(self, side: str) -> Encoded:
         """Encoded feature arrays by name; ``[rows]`` or ``[rows, width]``."""
@@ -121,7 +120,7 @@ class PreparedDataset:
 
     def events(self, side: str) -> NDArray[np.int64]:
         """``[rows]`` positive training events."""
-        return np.array(self.side(side)["events"].to_numpy(), np.int64)
+        return np.array(self.side(side)[c.EVENTS].to_numpy(), np.int64)
 
     def item_times(self) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
         """``[items]`` posted and expires in microseconds, open ends filled; None where the data have none."""
@@ -194,10 +193,10 @@ class PreparedDataset:
         """``offsets`` and ``stage_ends`` of the history log, found without holding it."""
         counts = np.zeros((3, len(self.users)), np.int64)  # events of each user in stages 0, 1 and 2
         groups = self.row_groups("history")
-        column = "stage" if self._bounds is None else c.TIME
+        column = c.STAGE if self._bounds is None else c.TIME
         for table in groups.slices(0, int(groups.starts[-1]), [c.USER_ROW, column]):
             user = table[c.USER_ROW].to_numpy()
-            stage = table["stage"].to_numpy() if self._bounds is None else stage_of(self.split_of(table))
+            stage = table[c.STAGE].to_numpy() if self._bounds is None else stage_of(self.split_of(table))
             first, last = int(user[0]), int(user[-1])
             for s in range(3):
                 counts[s, first : last + 1] += np.bincount(user[stage == s] - first, minlength=last + 1 - first)

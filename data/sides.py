@@ -56,7 +56,7 @@ def _write_side(
     out: Path, side: str, key: str, featurizer: Featurizer, ents: Entities, events: NDArray[np.int64]
 ) -> None:
     featurizer.save(out / "vocab", side)
-    columns: dict[str, Any] = {key: ents.ids, "events": events}
+    columns: dict[str, Any] = {key: ents.ids, c.EVENTS: events}
     when = pa.timestamp("us", "UTC")
     for name, value in ((c.POSTED, ents.posted), (c.EXPIRES, ents.expires)):
         if value is not None:

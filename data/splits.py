@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from data.blocks import SplitSpec
 from data.instants import DAY_US, DAYS, instant, iso
 from towers.errors import ConfigError
+from towers.features.hashing import mixed
 
 TRAIN, VALID, TEST, LEFT_OUT = 0, 1, 2, -1
 Codes = NDArray[np.int8]
@@ -35,15 +36,7 @@ def id_hashes(con: duckdb.DuckDBPyConnection, ids: pa.Array) -> Hashes:
 
 def pair_hash(user: Hashes, item: Hashes) -> Hashes:
     """``[n]`` a fixed pseudo-random number for each pair of a user's hash and an item's."""
-    return _mix(user ^ _mix(item, 0), 0)
-
-
-def _mix(x: Hashes, seed: int) -> Hashes:
-    """SplitMix64: a fixed pseudo-random number for each (x, seed)."""
-    z = x + np.uint64((0x9E3779B97F4A7C15 * (seed + 1)) % 2**64)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    return mixed(user ^ mixed(item, 0), 0)
 
 
 def global_time(time: Ints, valid_from: int, test_from: int) -> Codes:
@@ -58,7 +51,7 @@ def refitted(split: Codes) -> Codes:
 
 def cold_items(item: Hashes, valid: float, test: float, seed: int) -> Codes:
     """Whole items, or families, held out by their hash: every event of theirs goes with them."""
-    u = _mix(item, seed).astype(np.float64) / 2**64
+    u = mixed(item, seed).astype(np.float64) / 2**64
     return np.where(u < test, TEST, np.where(u < test + valid, VALID, TRAIN)).astype(np.int8)
 
 
@@ -104,7 +97,7 @@ def random_per_user(
     split = np.full(len(user), TRAIN, np.int8)
     rows = np.flatnonzero(positive)
     first, owner, count = _distinct(user[rows], group[rows])
-    key = _mix(pair[rows][first], seed)
+    key = mixed(pair[rows][first], seed)
     place = np.empty(len(first), np.int64)
     order = np.lexsort((key, owner))
     place[order] = np.arange(len(first)) - (np.cumsum(count) - count)[owner[order]]

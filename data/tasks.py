@@ -17,6 +17,7 @@ from data.queries import query_batches
 from towers.errors import DataError
 from towers.evaluation.task import Task
 from towers.features import Ragged
+from towers.features import columns as c
 
 Ints = NDArray[np.int64]
 
@@ -131,15 +132,15 @@ def _exclusions(data: PreparedDataset, name: str, spec: TaskSpec, asked: Ints) -
     path = data.folder / "tasks" / f"{name}.exclude.parquet"
     if path.exists():
         table = pq.read_table(path)
-        user, item = table["user_row"].to_numpy(), table["item_row"].to_numpy()
+        user, item = table[c.USER_ROW].to_numpy(), table[c.ITEM_ROW].to_numpy()
     elif isinstance(spec.exclude, tuple) and spec.exclude:
         known = tuple(s for s in spec.exclude if s in data.splits)
         users, items = _asked(data, spec, asked)
         user, item = data.positives(known, users=users, items=items)
     else:
         return Ragged.empty(len(asked))
-    if spec.exclude_groups and "group" in data.items.column_names:
-        user, item = _with_groups(user, item, data.items["group"].to_numpy())
+    if spec.exclude_groups and c.GROUP in data.items.column_names:
+        user, item = _with_groups(user, item, data.items[c.GROUP].to_numpy())
     owner, value, owners = (user, item, len(data.users)) if spec.retrieve == "items" else (item, user, len(data.items))
     return _group_lists(np.asarray(owner, np.int64), np.asarray(value, np.int64), owners).take(asked)
 

@@ -110,8 +110,7 @@ class Run:
 
     def featurizer(self, side: str) -> Featurizer:
         """The features of a side as they were fitted on the data of this run, whatever has become of these."""
-        features = self.schema.side(side)
-        return Featurizer.load(self.folder / "vocab", side, features) if features else Featurizer([])
+        return Featurizer.load(self.folder / "vocab", side, self.schema.side(side))
 
     def begin(self, config: DictConfig, dataset: PreparedDataset) -> None:
         """Write the resolved config, the provenance, and what the weights mean: schema and vocabularies."""

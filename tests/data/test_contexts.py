@@ -157,11 +157,11 @@ def test_a_query_and_a_title_can_have_one_vocabulary_of_what_both_saw(tmp_path: 
     query, title = data.featurizer("context"), data.featurizer("item")
     assert query.infos[0].cardinality == title.infos[0].cardinality == 3 + 5  # ward nurse chef van cook
     for text in ("nurse", "ward", "cook", "chef", "driver"):
-        assert (query.encode_one({"query": text})["query"] == title.encode_one({"title": text})["title"]).all()
+        assert (query.encode_rows([{"query": text}])["query"] == title.encode_rows([{"title": text}])["title"]).all()
     counts = title.infos[0].counts
     assert counts is not None
     # three trained jobs, and the trained contexts "nurse, Bern" and "cook"
-    assert counts[title.encode_one({"title": "nurse"})["title"][0, 0]] == 2
+    assert counts[title.encode_rows([{"title": "nurse"}])["title"][0, 0]] == 2
 
 
 def test_numbers_of_a_csv_that_cannot_be_read_stop(tmp_path: Path) -> None:

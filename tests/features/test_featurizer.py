@@ -210,7 +210,7 @@ def test_a_request_that_no_column_could_hold_is_an_error_for_its_sender() -> Non
     f = fitted(Feature("x", Kind.CATEGORICAL_LIST, ("x",)), [["a"]])
     for value in (["a", 1], {"a": 1}, 2**70):
         with pytest.raises(DataError, match="where: request"):
-            f.encode_one({"x": value})
+            f.encode_rows([{"x": value}])
 
 
 def test_lists_of_one_length_are_lists() -> None:
@@ -277,7 +277,7 @@ def test_one_row_encodes_as_the_table_does_byte_for_byte_from_memory_and_from_di
         )
     for i, row in enumerate(asked):
         given_only = {k: v for k, v in row.items() if v is not None}  # absent and null are the same
-        for one in (f.encode_one(row), loaded.encode_one(given_only)):
+        for one in (f.encode_rows([row]), loaded.encode_rows([given_only])):
             assert {n: a.tobytes() for n, a in one.items()} == {n: a[i : i + 1].tobytes() for n, a in whole.items()}
 
 

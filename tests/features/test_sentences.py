@@ -45,7 +45,7 @@ def test_a_request_is_encoded_as_training_was(tmp_path: Path) -> None:
     fitted(FakeEncoder()).save(tmp_path, "user")
     loaded = Featurizer.load(tmp_path, "user", (MEANING,), by_name(fake=FakeEncoder()))
     np.testing.assert_array_equal(
-        loaded.encode_one({"title": "cook"})["meaning"], fitted(FakeEncoder()).encode(TABLE)["meaning"][2:3]
+        loaded.encode_rows([{"title": "cook"}])["meaning"], fitted(FakeEncoder()).encode(TABLE)["meaning"][2:3]
     )
 
 
@@ -53,7 +53,7 @@ def test_another_model_of_the_same_name_is_refused(tmp_path: Path) -> None:
     fitted(FakeEncoder(seed=0)).save(tmp_path, "user")
     other = Featurizer.load(tmp_path, "user", (MEANING,), by_name(fake=FakeEncoder(seed=7)))
     with pytest.raises(ConfigError, match=r"fake is another model here \(070707070707\).*trained on \(000000000000\)"):
-        other.encode_one({"title": "cook"})
+        other.encode_rows([{"title": "cook"}])
     with pytest.raises(ConfigError, match="another model"):
         other.check_encoders()
 
@@ -64,7 +64,8 @@ def test_no_encoder_is_opened_where_there_is_no_text(tmp_path: Path) -> None:
     def never(name: str) -> FakeEncoder:
         raise AssertionError(name)
 
-    assert Featurizer.load(tmp_path, "user", (MEANING,), never).encode_one({})["meaning"].tolist() == [[0, 0, 0, 0, 1]]
+    bare = Featurizer.load(tmp_path, "user", (MEANING,), never)
+    assert bare.encode_rows([{}])["meaning"].tolist() == [[0, 0, 0, 0, 1]]
 
 
 def test_a_featurizer_says_which_encoders_it_was_fitted_with() -> None:

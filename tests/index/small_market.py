@@ -132,14 +132,14 @@ class Market:
 
     def vector(self, field: str, rows: list[int], ages: list[float]) -> np.ndarray:
         """The user tower by hand; ``ages`` in hours."""
-        own = self.fields[self.users.encode_one({"field": field})["field"][0]]
+        own = self.fields[self.users.encode_rows([{"field": field}])["field"][0]]
         fade = [np.exp(-np.log1p(a)) for a in ages]
         past = sum((w * self.inputs[r] for w, r in zip(fade, rows, strict=True)), np.zeros(WIDTH))
         return (own + past @ self.mix).astype(np.float32)
 
     def item_vector(self, place: str | None) -> np.ndarray:
         """The item tower by hand."""
-        return self.fields[self.items.encode_one({"place": place})["place"][0]]
+        return self.fields[self.items.encode_rows([{"place": place}])["place"][0]]
 
     def live(self, row: int, at: int) -> bool:
         posted, expires = self.posted[row], self.expires[row]

@@ -110,8 +110,8 @@ def searched(market: Market) -> dict[str, Any]:
     onnx.checker.check_model(model)
 
     def vector(field: str | None, query: str | None) -> np.ndarray:
-        own = market.fields[market.users.encode_one({"field": field})["field"][0]]
-        return own + words[featurizer.encode_one({"query": query})["query"][0]].sum(0)
+        own = market.fields[market.users.encode_rows([{"field": field}])["field"][0]]
+        return own + words[featurizer.encode_rows([{"query": query}])["query"][0]].sum(0)
 
     return {
         "vector": vector,

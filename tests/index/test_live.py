@@ -110,7 +110,7 @@ def test_exclusions_follow_an_item_to_its_new_row(live: Retriever, market: Marke
 
 def test_a_written_item_stands_in_histories(live: Retriever, market: Market) -> None:
     live.upsert({"item": NEW, "place": "Berlin"})
-    code = market.items.encode_one({"place": "Berlin"})["place"][0]
+    code = market.items.encode_rows([{"place": "Berlin"}])["place"][0]
     want = live.vector({"field": "law"}) + market.past[code] @ market.mix
     found = live.vector({"field": "law", "history": [NEW]}, at=END)
     np.testing.assert_allclose(found, want, rtol=1e-5)

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from towers.errors import DataError
 from towers.features.encoding import FeatureInfo, FittedFeature, fit_feature
-from towers.features.raw import Columns, single
+from towers.features.raw import Columns, of_rows
 from towers.features.schema import Feature, Kind
 from towers.features.sentences import Encoders, open_encoder
 from towers.features.vocabulary import Vocabulary
@@ -134,9 +135,17 @@ class Featurizer:
             if f.feature.kind is Kind.SENTENCE:
                 f.encoder(f"feature {name!r}")
 
-    def encode_one(self, raw: Mapping[str, Any], where: str = "request") -> Encoded:
-        """Encode one entity given as a mapping; absent values count as missing."""
-        return self.encode({c: single(c, raw.get(c), where) for c in self.columns}, where)
+    def encode_rows(self, rows: Sequence[Mapping[str, Any]], where: str = "request") -> Encoded:
+        """Encode entities given as mappings; absent values count as missing.
+
+        Raises:
+            DataError: naming the field that cannot be encoded.
+        """
+        columns = of_rows(rows, self.columns, where)
+        try:
+            return self.encode(columns, where)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as e:
+            raise DataError(f"a value that cannot be encoded: {e}", where=f"{where}, one of {sorted(columns)}") from e
 
     def save(self, folder: Path, side: str) -> None:
         """Write ``SIDE.json`` and ``SIDE.FEATURE.parquet`` into ``folder``."""
@@ -154,6 +163,8 @@ class Featurizer:
         cls, folder: Path, side: str, features: Sequence[Feature], encoders: Encoders = open_encoder
     ) -> Featurizer:
         """Read what ``save`` wrote for these declarations. Encoders are opened when the first text needs them."""
+        if not features:
+            return cls([])
         state = json.loads((folder / f"{side}.json").read_text())
         fitted = []
         for f in features:

@@ -27,6 +27,12 @@ class Ragged(NamedTuple):
         return cls(np.zeros(n + 1, np.int64), np.zeros(0, np.int64))
 
     @classmethod
+    def of(cls, lists: Sequence[NDArray[np.int64]]) -> Self:
+        """Lists that are given one by one."""
+        offsets = np.cumsum([0, *map(len, lists)], dtype=np.int64)
+        return cls(offsets, np.concatenate(lists) if lists else np.zeros(0, np.int64))
+
+    @classmethod
     def of_slices(cls, values: NDArray[Any], starts: Ints, ends: Ints) -> Self:
         """``[n]`` lists ``values[starts[i]:ends[i]]``, as int64.
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,22 +19,27 @@ from towers.features.schema import Feature
 Columns: TypeAlias = pa.Table | Mapping[str, pa.Array]
 
 
-def single(name: str, value: Any, where: str) -> pa.Array:
-    """``[1]`` one value as a column.
+def of_rows(rows: Sequence[Mapping[str, Any]], names: Iterable[str], where: str) -> dict[str, pa.Array]:
+    """Columns of ``n`` rows that are given as mappings; an absent value is null.
 
     Raises:
-        DataError: the value has no type of Arrow's.
+        DataError: naming the column whose values have no one type of Arrow's.
     """
-    try:
-        return pa.array([value])
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as e:
-        raise DataError(
-            f"{name!r} cannot be read: {e}", where=where, cure="send a number, a string, or a list of either"
-        ) from e
+    columns = {}
+    for name in names:
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows])
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as e:
+            raise DataError(
+                f"values of mixed or unknown type: {e}",
+                where=f"{where}, field {name!r}",
+                cure="send a number, a string, or a list of either",
+            ) from e
+    return columns
 
 
 def column(columns: Columns, name: str, where: str) -> pa.Array:
-    """``[n]`` one column, in one piece and without a dictionary.
+    """``[n]`` one column.
 
     Raises:
         DataError: there is no such column.
@@ -46,7 +51,11 @@ def column(columns: Columns, name: str, where: str) -> pa.Array:
             where=where,
             cure="correct the feature's column in the data config",
         )
-    values = columns[name]
+    return plain(columns[name])
+
+
+def plain(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column in one piece and without a dictionary."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
@@ -61,9 +70,7 @@ def texts(f: Feature, columns: Columns, where: str, separator: str) -> list[str]
     parts = []
     for name in f.columns:
         values = column(columns, name, where)
-        if not (
-            pa.types.is_null(values.type) or pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-        ):
+        if not (pa.types.is_null(values.type) or is_text(values.type)):
             raise DataError(f"column {name!r} is {values.type}; text wants strings", where=where, cure="cast it")
         parts.append(values.to_pylist())
     return [separator.join(p for p in row if p) for row in zip(*parts, strict=True)]
@@ -145,6 +152,11 @@ def vectors(f: Feature, columns: Columns, where: str) -> NDArray[np.float32]:
         raise DataError("a vector with NaN or infinite entries", where=f"{where}, row {bad}", cure="write null instead")
     out[present, : f.dim] = x
     return out
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_list_of_numbers(kind: pa.DataType) -> bool:

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from towers.errors import DataError
 from towers.features import columns as c
+from towers.features.hashing import mixed
+from towers.features.raw import is_text, plain
 
 PAD, MISSING, OOV, FIRST = 0, 1, 2, 3
 KEYS = 2**31 - 1  # keys of values lie below
@@ -54,10 +56,7 @@ class Vocabulary:
             min_count: rarer values are out of vocabulary.
             max_size: keep at most this many.
         """
-        if isinstance(column, pa.ChunkedArray):
-            column = column.combine_chunks()
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
+        column = plain(column)
         weights = np.ones(len(column), np.int64) if weights is None else np.asarray(weights, np.int64)
         table = pa.table({c.VALUE: column, c.COUNT: weights}).filter(pc.is_valid(pc.field(c.VALUE)))
         table = table.group_by(c.VALUE).aggregate([(c.COUNT, "sum")]).rename_columns([c.VALUE, c.COUNT])
@@ -114,10 +113,7 @@ class Vocabulary:
         Raises:
             DataError: the column's type cannot be compared with the vocabulary's.
         """
-        if isinstance(column, pa.ChunkedArray):
-            column = column.combine_chunks()
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
+        column = plain(column)
         column, values = _as_one_type(column, self.values, where)
         found = pc.fill_null(pc.index_in(column, value_set=values), -1).to_numpy(zero_copy_only=False)
         ids = np.where(found >= 0, found + FIRST, OOV).astype(np.int32)
@@ -134,12 +130,12 @@ class Vocabulary:
         """
         values, out = self.values, np.zeros((len(self), 2), np.int32)
         if pa.types.is_integer(values.type) or pa.types.is_boolean(values.type):
-            mixed = _mixed(values.cast(pa.int64()).to_numpy(zero_copy_only=False).astype(np.uint64))
+            random = mixed(values.cast(pa.int64()).to_numpy(zero_copy_only=False).astype(np.uint64))
         else:
             digests = (blake2b(str(v).encode(), digest_size=8).digest() for v in values.to_pylist())
-            mixed = np.frombuffer(b"".join(digests), "<u8")
-        out[FIRST:, 0] = (mixed & np.uint64(0xFFFFFFFF)) % np.uint64(KEYS)
-        out[FIRST:, 1] = (mixed >> np.uint64(32)) % np.uint64(KEYS)
+            random = np.frombuffer(b"".join(digests), "<u8")
+        out[FIRST:, 0] = (random & np.uint64(0xFFFFFFFF)) % np.uint64(KEYS)
+        out[FIRST:, 1] = (random >> np.uint64(32)) % np.uint64(KEYS)
         return out
 
     def all_counts(self) -> NDArray[np.int64]:
@@ -158,14 +154,6 @@ class Vocabulary:
         return cls(table[c.VALUE].combine_chunks(), table[c.COUNT].to_numpy().astype(np.int64))
 
 
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Integers, each bit of which depends on all of theirs (the finaliser of SplitMix64, Steele et al., 2014)."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    return x ^ (x >> np.uint64(31))
-
-
 def _as_one_type(column: pa.Array, values: pa.Array, where: str) -> tuple[pa.Array, pa.Array]:
     """Both in a type in which equal means equal: text only with text, numbers only with numbers.
 
@@ -178,7 +166,7 @@ def _as_one_type(column: pa.Array, values: pa.Array, where: str) -> tuple[pa.Arr
         return pa.nulls(len(column), values.type), values
     if t.is_null(values.type) and not t.is_nested(column.type):  # training saw no value: every one is new
         return column, pa.array([], column.type)
-    kinds = (_is_text, _is_number, t.is_boolean)
+    kinds = (is_text, _is_number, t.is_boolean)
     if any(kind(column.type) and kind(values.type) for kind in kinds):
         whole = t.is_integer(column.type) and t.is_integer(values.type)
         wanted = pa.int64() if whole else values.type  # 70,000 is a new value, whatever the width of the known ones
@@ -191,10 +179,6 @@ def _as_one_type(column: pa.Array, values: pa.Array, where: str) -> tuple[pa.Arr
         where=where,
         cure=f"give values of type {values.type}, or correct the data config and prepare again",
     )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_number(kind: pa.DataType) -> bool:

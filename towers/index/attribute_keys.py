@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from towers.errors import ConfigError
+from towers.features.raw import is_text
 
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 Key = int | float | str | Fraction
@@ -42,7 +43,7 @@ def sortable(kind: pa.DataType) -> bool:
     """Whether values of this type can be compared."""
     t = pa.types
     return bool(
-        _is_text(kind) or t.is_boolean(kind) or t.is_floating(kind) or t.is_integer(kind) or t.is_timestamp(kind)
+        is_text(kind) or t.is_boolean(kind) or t.is_floating(kind) or t.is_integer(kind) or t.is_timestamp(kind)
         or t.is_date(kind)
     )  # fmt: skip
 
@@ -57,7 +58,7 @@ def distinct(values: pa.Array) -> tuple[pa.Array | NDArray[Any], NDArray[np.int6
         keys ``[V]``, ascending; ``[M]`` positions in the order of their keys, ascending for each key; and ``[V + 1]``
         where in them each key begins.
     """
-    if _is_text(values.type):
+    if is_text(values.type):
         encoded = values.dictionary_encode()
         order = pc.sort_indices(encoded.dictionary).to_numpy()
         place = np.empty(len(order), np.int64)
@@ -97,7 +98,7 @@ def key(kind: pa.DataType, value: Any, name: str) -> Key:
         kind = kind.value_type
     number = isinstance(value, int | float) and not isinstance(value, bool) and value == value
     try:
-        if _is_text(kind) and isinstance(value, str):
+        if is_text(kind) and isinstance(value, str):
             return str(pa.scalar(value, kind).as_py())
         if t.is_boolean(kind) and isinstance(value, bool):
             return value
@@ -112,10 +113,6 @@ def key(kind: pa.DataType, value: Any, name: str) -> Key:
     except (pa.ArrowInvalid, OverflowError, ValueError) as e:
         raise ConfigError(f"filter: {name} is {kind}; {value!r} cannot be compared with it: {e}") from e
     raise ConfigError(f"filter: {name} is {kind}; {value!r} ({type(value).__name__}) cannot be compared with it")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _moment(kind: pa.DataType, value: str | dt.date) -> Key:

@@ -174,9 +174,10 @@ class AttributeIndex:
         if lists is False and is_list(kind):
             raise ConfigError(f"filter: {name} is a list; write 'value' in {name}, or .contains(value)")
         if name not in self._columns:
-            self._columns[name] = Column(name, _whole(self._table[name]))
+            self._columns[name] = Column(name, whole(self._table[name]))
         return self._columns[name]
 
 
-def _whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+def whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """A column in one piece."""
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

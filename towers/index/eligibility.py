@@ -107,7 +107,7 @@ def exclusions(
     own = own if current is None else [current(rows) for rows in own]
     if given is not None:
         own = [np.union1d(a, given.values[given.offsets[i] : given.offsets[i + 1]]) for i, a in enumerate(own)]
-    return _ragged(own)
+    return Ragged.of(own)
 
 
 def exclude_lists(items: Ids, exclude: Sequence[Any] | None, queries: int, *, one: bool) -> Ragged | None:
@@ -132,9 +132,4 @@ def exclude_lists(items: Ids, exclude: Sequence[Any] | None, queries: int, *, on
         raise DataError(f"{len(given)} lists to exclude for {queries} requests", where="request, exclude")
     lists = [items.rows(e) for e in (given if nested else [given])]
     lists = [np.unique(rows[rows >= 0]) for rows in lists]
-    return _ragged(lists if nested else lists * queries)
-
-
-def _ragged(lists: Sequence[NDArray[np.int64]]) -> Ragged:
-    offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in lists])]).astype(np.int64)
-    return Ragged(offsets, np.concatenate(lists) if lists else np.zeros(0, np.int64))
+    return Ragged.of(lists if nested else lists * queries)

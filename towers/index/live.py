@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from towers.errors import BundleError, ConfigError, DataError
 from towers.features import columns as c
+from towers.index.attributes import whole
 from towers.index.live_catalogue import Catalogue
 from towers.index.live_compaction import due, merged, taken_over, without_replaced
 from towers.index.live_items import ItemReader, space_of
@@ -297,7 +298,7 @@ class LiveItems:
         columns[self._reader.attributes.get_field_index(c.EXPIRES)] = pa.array(
             [x.expires for x, _ in there], self._reader.attributes.field(c.EXPIRES).type
         )
-        attributes = pa.table([_whole(column) for column in columns], self._reader.attributes)
+        attributes = pa.table([whole(column) for column in columns], self._reader.attributes)
         self._rows.append([x.item for x, _ in there], *self._exported(at), attributes)
 
     def _checked(self, items: Any) -> list[int | str]:
@@ -311,7 +312,3 @@ class LiveItems:
         given = items.to_pylist() if isinstance(items, pa.Array | pa.ChunkedArray) else list(items)
         self.now.bundle.items.rows(given)  # refuses other types
         return [item if isinstance(item, str) else int(item) for item in given]
-
-
-def _whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

@@ -133,16 +133,7 @@ def encode_raw(featurizer: Featurizer, users: Sequence[Mapping[str, Any]], side:
     Raises:
         DataError: names the field that cannot be encoded.
     """
-    columns = {}
-    for name in featurizer.columns:
-        try:
-            columns[name] = pa.array([u.get(name) for u in users])
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as e:
-            raise DataError(f"values of mixed or unknown type: {e}", where=f"request, field {name!r}") from e
-    try:
-        return {f"{side}.{name}": a for name, a in featurizer.encode(columns, "request").items()}
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as e:
-        raise DataError(f"a value that cannot be encoded: {e}", where=f"request, one of {sorted(columns)}") from e
+    return {f"{side}.{name}": array for name, array in featurizer.encode_rows(users).items()}
 
 
 def check_fields(users: Sequence[Mapping[str, Any]], known: Sequence[str], *, histories: bool = True) -> None:

@@ -113,7 +113,8 @@ class VectorSearch:
             which = np.union1d(which, away.nonzero()[0])
         if not len(which):
             return found, way
-        better = self.search(queries[which], k, allowed=allowed, exclude=_take(exclude, which), exact=True)
+        those = None if exclude is None else exclude.take(which)
+        better = self.search(queries[which], k, allowed=allowed, exclude=those, exact=True)
         found[0][which], found[1][which] = better
         return found, replace(way, completed=len(which))
 
@@ -283,11 +284,3 @@ def _among(rows: NDArray[np.int64], n: int, allowed: Rows) -> NDArray[np.bool_]:
     if rows.size <= _FEW:
         return np.asarray([[row in allowed for row in mine] for mine in rows.tolist()], np.bool_)
     return np.asarray((packed(allowed, n)[rows >> 3] >> (rows & 7).astype(np.uint8)) & 1, np.bool_)
-
-
-def _take(lists: Ragged | None, which: NDArray[np.int64]) -> Ragged | None:
-    if lists is None:
-        return None
-    parts = [lists.values[lists.offsets[i] : lists.offsets[i + 1]] for i in which]
-    offsets = np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64)
-    return Ragged(offsets, np.concatenate(parts) if parts else lists.values[:0])
