@@ -30,13 +30,14 @@ import pyarrow as pa
 
 from benchmarks.line import interleaved, report
 from benchmarks.retriever import retriever_over
+from towers.index.auto import AutoIndex
 from towers.index.exact import exact_search
 from towers.index.faiss_setup import faiss
 from towers.index.recall import recall_at
 from towers.index.recipes import KINDS, IndexRecipe, with_search_settings
 from towers.index.search import VectorSearch
 from towers.index.similarity import Similarity
-from towers.index.tuning import AutoIndex, Candidate, tune
+from towers.index.tuning import Candidate, tune
 
 K, BATCH = 100, 256
 COSINE = Similarity("cosine")

@@ -29,6 +29,7 @@ from towers.errors import ConfigError
 from towers.features import Ragged
 from towers.features import columns as c
 from towers.index import embed, tuning_told
+from towers.index.auto import AutoIndex
 from towers.index.bundle import BundleContents, write_bundle
 from towers.index.golden import Golden
 from towers.index.probing import with_probe_growth
@@ -40,7 +41,7 @@ from towers.index.search import VectorSearch
 from towers.index.similarity import Similarity
 from towers.index.storage import stored
 from towers.index.towers_onnx import export_item_tower, export_user_tower
-from towers.index.tuning import AutoIndex, Candidate, tune
+from towers.index.tuning import Candidate, tune
 from towers.model.embedder import Embedder
 
 GOLDEN = 8

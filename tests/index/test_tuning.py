@@ -10,13 +10,15 @@ import pytest
 
 from towers.errors import ConfigError
 from towers.index import sweeping, tuning, tuning_told
+from towers.index.auto import AutoIndex
 from towers.index.faiss_setup import faiss
 from towers.index.recall import recall_at
 from towers.index.recipes import KINDS, IndexRecipe, build_index
 from towers.index.search import VectorSearch
 from towers.index.similarity import Similarity
+from towers.index.sizes import index_bytes, least_bytes
 from towers.index.sweeping import Held, Speed, Sweep
-from towers.index.tuning import AutoIndex, Candidate, finalists, index_bytes, least_bytes, tune
+from towers.index.tuning import Candidate, finalists, tune
 
 N, DIM = 6_000, 16
 COSINE = Similarity("cosine")

@@ -23,11 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from towers.errors import ConfigError
+from towers.index.auto import AutoIndex
 from towers.index.exact import exact_search
 from towers.index.faiss_setup import faiss
 from towers.index.recall import recall_at
 from towers.index.recipes import KINDS, IndexRecipe, build_index, train_cells
 from towers.index.similarity import Similarity
+from towers.index.sizes import index_bytes, least_bytes
 from towers.index.sweeping import Held, Point, Speed, Sweep, speed
 
 Tell = Callable[[str, float], None]
@@ -39,64 +41,6 @@ _STEPS = 8  # by which a setting may be raised when the other half of the querie
 _FEW = 40  # queries that are not cut in halves
 _QUERIES = 256  # in a half
 _ORDER = ("flat", "ivf_flat", "ivf_sq8", "ivf_pq4", "ivf_rabitq", "ivf_fp16", "ivf_pq", "hnsw_sq8", "hnsw")  # by work
-
-
-@dataclass(frozen=True)
-class AutoIndex:
-    """What is asked of the index; ``tune`` finds it.
-
-    Attributes:
-        kind: ``auto``.
-        kinds: those that are measured.
-        min_recall: recall at ``recall_at`` against exact search that must be kept.
-        recall_at: the k of that recall.
-        max_bytes_per_item: of the index alone; the embeddings lie beside it, memory-mapped. None: no limit.
-        optimise: ``single`` queries or ``batch`` (of 256): whose time is to be short.
-        seconds: after which no further kind is begun, and one that is being filled is given up.
-        sample: items on which the kinds are compared; of a larger catalogue, the three that promise most are then
-            built over the whole of it.
-        m: neighbours of a graph's node; 0: 32.
-        ef_construction: candidates that a graph looks at when an item is added.
-        seed: of clustering and sampling.
-        device: where to build, see ``IndexRecipe``.
-        storage: of the embeddings, see ``IndexRecipe``.
-    """
-
-    kind: str = "auto"
-    kinds: Sequence[str] = KINDS
-    min_recall: float = 0.95
-    recall_at: int = 100
-    max_bytes_per_item: float | None = None
-    optimise: str = "single"
-    seconds: float = 900.0
-    sample: int = 500_000
-    m: int = 0
-    ef_construction: int = 200
-    seed: int = 1234
-    device: str = "auto"
-    storage: str = "float32"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be asked."""
-        unknown = [k for k in self.kinds if k not in KINDS]
-        if unknown or not self.kinds:
-            raise ConfigError(f"index.kinds names {unknown or 'none'}; expected some of {', '.join(KINDS)}")
-        if self.kind != "auto" or self.optimise not in ("single", "batch"):
-            raise ConfigError(
-                f"index.kind is {self.kind!r}, index.optimise {self.optimise!r}; expected auto and single or batch"
-            )
-        if self.max_bytes_per_item is not None and not self.max_bytes_per_item > 0:
-            raise ConfigError(f"index.max_bytes_per_item is {self.max_bytes_per_item}; expected a positive number")
-        if self.seconds < 0 or self.sample < 1:
-            raise ConfigError(f"index.seconds={self.seconds}, index.sample={self.sample}: at least 0 and at least 1")
-        self.recipe("flat")  # which checks the rest
-
-    def recipe(self, kind: str) -> IndexRecipe:
-        """A kind, with what is common to all."""
-        return IndexRecipe(
-            kind, m=self.m if kind.startswith("hnsw") else 0, ef_construction=self.ef_construction, seed=self.seed,
-            device=self.device, storage=self.storage, min_recall=self.min_recall, recall_at=self.recall_at,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -348,28 +292,6 @@ class _Tuning:
         for kind, seconds in times.items():
             if seconds > _KEPT * min(times.values()):
                 del self._indexes[kind]
-
-
-def least_bytes(recipe: IndexRecipe, n: int, dim: int) -> float:
-    """Bytes for an item that an index of this kind has at least; the recipe is resolved."""
-    vector = {"ivf_fp16": 2.0 * dim, "ivf_sq8": dim, "hnsw_sq8": dim, "ivf_pq": recipe.m, "ivf_pq4": recipe.m / 2,
-              "ivf_rabitq": dim / 8 + 8}.get(recipe.kind, 4.0 * dim)  # fmt: skip
-    if recipe.is_ivf:
-        return vector + 8 + 4.0 * dim * recipe.nlist / n
-    return vector + (8.0 * recipe.m if recipe.kind.startswith("hnsw") else 0)
-
-
-def index_bytes(index: Any) -> int:
-    """Bytes of an index as it is written; no copy of it is made."""
-    total = 0
-
-    def count(block: bytes) -> None:
-        nonlocal total
-        total += len(block)
-
-    untyped: Any = faiss  # its type stubs lack this class
-    faiss.write_index(index, untyped.PyCallbackIOWriter(count, 1 << 20))
-    return total
 
 
 def _none(auto: AutoIndex, candidates: Sequence[Candidate]) -> str:

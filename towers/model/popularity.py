@@ -71,7 +71,7 @@ class Popularity(nn.Module):
 def basis(events: Tensor) -> Tensor:
     """How near numbers of events are to each knot, on the scale ``log2(1 + n)``.
 
-    >>> basis(torch.tensor([0.0, 1.0, 2.0]))[:, :3].round(decimals=3).tolist()
+    >>> basis(torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64))[:, :3].round(decimals=3).tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.415, 0.585]]
 
     Args:
