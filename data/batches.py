@@ -132,6 +132,9 @@ class TrainBatches(Generic[T]):
         rank, world: this process and how many there are; each takes every ``world``-th example.
         workers: threads that make batches, each one ahead.
         finish: what such a thread does to each batch at last, see ``pinned``; None: nothing.
+
+    Raises:
+        ConfigError: there are fewer examples than processes.
     """
 
     def __init__(

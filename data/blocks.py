@@ -64,7 +64,11 @@ class EventsSpec:
 
     @classmethod
     def parse(cls, spec: Mapping[str, Any]) -> Self:
-        """From the ``events`` block."""
+        """From the ``events`` block.
+
+        Raises:
+            ConfigError: a setting is unknown, of the wrong type, or missing.
+        """
         kw = strict(cls, spec, "events")
         files = kw.get("files")
         if not files:

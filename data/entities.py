@@ -171,7 +171,11 @@ def value_sql(s: Source, name: str, spec: EntitySpec | ContextSpec, block: str) 
 
 
 def check_parsed(con: duckdb.DuckDBPyConnection, s: Source, column: str, sql: str, wanted: str) -> None:
-    """Stop where a value that is there could not be read: it would pass for a missing one."""
+    """Stop where a value that is there could not be read: it would pass for a missing one.
+
+    Raises:
+        DataError: with the first such value and where it is.
+    """
     there = f"{quote(column)} IS NOT NULL" + (f" AND trim({quote(column)}) <> ''" if s.text else "")
     bad = f"{there} AND ({sql}) IS NULL"
     n = con.execute(f"SELECT count(*) FROM {s.sql} WHERE {bad}").fetchall()[0][0]

@@ -39,7 +39,7 @@ class HistoryLog:
 
 
 def stage(split: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Split codes → stages: every split after valid is a test."""
+    """``[n]`` split codes → ``[n]`` stages: every split after valid is a test."""
     return np.minimum(split, 2).astype(np.int8)
 
 

@@ -86,6 +86,9 @@ class MarketConfig:
         days: length of the log.
         view_rate: share of impressions of jobs not opened before that are opened.
         seed: another seed, another market.
+
+    Raises:
+        ConfigError: a number is out of its range, or leaves moments without a live job.
     """
 
     users: int = 20_000

@@ -47,6 +47,9 @@ class MeloConfig:
         partners: pairs that each title is the query of.
         valid: one in so many queries is for validation.
         seed: of the pairs.
+
+    Raises:
+        ConfigError: a number leaves nothing.
     """
 
     melo: str

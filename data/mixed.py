@@ -40,6 +40,9 @@ class MixedConfig:
         min_pairs: how many are enough.
         min_users: training users whom an item keeps at least when its pair is given up.
         seed: of the users and their pairs.
+
+    Raises:
+        ConfigError: a number leaves nothing, or a user without a history.
     """
 
     protocol: str

@@ -190,7 +190,7 @@ class PreparedDataset:
 
     @cached_property
     def history_bounds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """``offsets`` and ``stage_ends`` of the history log, found without holding it."""
+        """``offsets`` ``[users + 1]`` and ``stage_ends`` ``[users, 2]`` of the history log, without holding it."""
         counts = np.zeros((3, len(self.users)), np.int64)  # events of each user in stages 0, 1 and 2
         groups = self.row_groups("history")
         column = c.STAGE if self._bounds is None else c.TIME
@@ -206,7 +206,7 @@ class PreparedDataset:
 
     @cached_property
     def history(self) -> HistoryLog:
-        """The history log."""
+        """The history log, whole."""
         return self.history_of(0, len(self.users))
 
     def history_of(self, first: int, stop: int) -> HistoryLog:

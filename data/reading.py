@@ -64,7 +64,7 @@ class Window:
         return self.collate(self.take(rows))
 
     def take(self, rows: Ints) -> Examples:
-        """Some of its ``n`` positions as columns, which are views."""
+        """``[m]`` of its ``n`` positions as columns, which are views."""
         chosen = self.records.take(rows)
         columns: dict[str, Any] = {name: chosen[name] for name in chosen.dtype.names or ()}
         return Examples(**{"time": None, "split": np.full(len(rows), self.train, np.int8), **columns})

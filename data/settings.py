@@ -12,7 +12,11 @@ from towers.errors import ConfigError
 
 
 def strict(cls: type, spec: Mapping[str, Any], where: str, required: Sequence[str] = ()) -> dict[str, Any]:
-    """The mapping itself, once its keys are known to be fields of ``cls`` and its plain values fit them."""
+    """The mapping itself, once its keys are known to be fields of ``cls`` and its plain values fit them.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value of the wrong type.
+    """
     if not isinstance(spec, Mapping):
         raise ConfigError(f"{where}: expected settings, got {spec!r}")
     known = {f.name for f in fields(cls)}

@@ -40,17 +40,17 @@ def pair_hash(user: Hashes, item: Hashes) -> Hashes:
 
 
 def global_time(time: Ints, valid_from: int, test_from: int) -> Codes:
-    """Train before ``valid_from``, test from ``test_from`` on (microseconds UTC)."""
+    """``[n]``: train before ``valid_from``, test from ``test_from`` on (microseconds UTC)."""
     return (time >= valid_from).astype(np.int8) + (time >= test_from)  # a code is the number of boundaries passed
 
 
 def refitted(split: Codes) -> Codes:
-    """Validation moved into training."""
+    """``[n]``: validation moved into training."""
     return np.where(split == VALID, TRAIN, split).astype(np.int8)
 
 
 def cold_items(item: Hashes, valid: float, test: float, seed: int) -> Codes:
-    """Whole items, or families, held out by their hash: every event of theirs goes with them."""
+    """``[n]``: whole items, or families, held out by their hash: every event of theirs goes with them."""
     u = mixed(item, seed).astype(np.float64) / 2**64
     return np.where(u < test, TEST, np.where(u < test + valid, VALID, TRAIN)).astype(np.int8)
 
@@ -60,6 +60,15 @@ def leave_last_out(user: Ints, group: Ints, positive: NDArray[np.bool_], min_ite
 
     The target is the first event of that group. Whatever else the user did from the valid target on is left
     out, and with it the other events of the two groups, so that nothing in training lies after a target.
+
+    Args:
+        user: ``[n]`` user rows, sorted by (user, time).
+        group: ``[n]`` the family of each row's item.
+        positive: ``[n]`` whether a row can be a target.
+        min_items: users with fewer groups stay in train.
+
+    Returns:
+        ``[n]`` codes.
     """
     split = np.full(len(user), TRAIN, np.int8)
     rows = np.flatnonzero(positive)
@@ -92,7 +101,18 @@ def random_per_user(
 ) -> Codes:
     """A random share of each user's groups: test ``max(1, floor(test·n + ½))``, valid ``floor(valid·n + ½)``.
 
-    ``pair``: the hash of each row's (user, group), which orders a user's groups.
+    Args:
+        user: ``[n]`` user rows, sorted by (user, time).
+        group: ``[n]`` the family of each row's item.
+        positive: ``[n]`` whether a row can be a target.
+        pair: ``[n]`` the hash of each row's (user, group), which orders a user's groups.
+        valid: share of the groups.
+        test: likewise.
+        min_items: users with fewer groups stay in train.
+        seed: of the order.
+
+    Returns:
+        ``[n]`` codes.
     """
     split = np.full(len(user), TRAIN, np.int8)
     rows = np.flatnonzero(positive)

@@ -48,7 +48,7 @@ class Windows:
     epoch: int
 
     def positions(self, window: int, rank: int, world: int) -> Ints:
-        """A rank's share of a window, in order: positions among those of its parts, end to end."""
+        """``[n]`` a rank's share of a window, in order: positions among those of its parts, end to end."""
         n = int(self.cuts[window + 1] - self.cuts[window])
         # trailing zeros do not change a seed: the first window has that of (seed, epoch)
         order = np.random.default_rng([self.seed, self.epoch, window]).permutation(n)

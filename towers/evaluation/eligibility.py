@@ -53,7 +53,7 @@ class Pairs:
         self.queries, self.columns, self.source = queries, columns, source
 
     def of(self, queries: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The pairs of some queries: their place in ``queries``, and their position among the pairs."""
+        """The pairs of ``[q]`` queries: ``[p]`` their place in ``queries``, and ``[p]`` their position among all."""
         first = np.searchsorted(self.queries, queries)
         count = np.searchsorted(self.queries, queries, side="right") - first
         ends = np.cumsum(count)

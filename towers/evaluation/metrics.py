@@ -186,7 +186,7 @@ WITHOUT_CUT = ("auc", "mrr@all")
 
 
 def coverage(items: NDArray[np.int64], candidates: int, k: int) -> float:
-    """Share of the candidates that stand among the first ``k`` of any query.
+    """Share of the candidates that stand among the first ``k`` of any query, of ``[Q, K]`` item rows.
 
     >>> coverage(np.array([[4, 2], [4, -1]]), 10, 2)  # items 2 and 4 of 10
     0.2

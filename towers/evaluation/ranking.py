@@ -90,7 +90,7 @@ class InnerProducts:
         return len(self.queries)
 
     def write(self, queries: NDArray[np.int64], out: Tensor) -> None:
-        """One matrix product."""
+        """One matrix product, of ``[q]`` rows of the queries into ``[q, N]``."""
         with _full_precision():
             torch.mm(self.queries[torch.from_numpy(queries).to(self.device)], self.candidates.T, out=out)
 

@@ -55,7 +55,7 @@ class IdMap:
             return False
 
     def rows(self, external: Iterable[Any]) -> NDArray[np.int64]:
-        """Rows of external ids, ``-1`` for the unknown.
+        """``[n]`` rows of ``n`` external ids, ``-1`` for the unknown.
 
         Raises:
             DataError: ids of another type than these.

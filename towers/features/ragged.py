@@ -28,7 +28,7 @@ class Ragged(NamedTuple):
 
     @classmethod
     def of(cls, lists: Sequence[NDArray[np.int64]]) -> Self:
-        """Lists that are given one by one."""
+        """``[n]`` lists of ``n`` arrays."""
         offsets = np.cumsum([0, *map(len, lists)], dtype=np.int64)
         return cls(offsets, np.concatenate(lists) if lists else np.zeros(0, np.int64))
 

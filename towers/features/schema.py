@@ -50,6 +50,9 @@ class Feature:
         fit: ``train``: the vocabulary holds what training rows hold; ``all``: what the whole table holds. A catalogue's
             words are known before anybody clicks: a search for one that no training title had can then still match
             it. Not where the table is from after the split in time: it would tell of the future.
+
+    Raises:
+        ConfigError: the settings do not fit the kind, or each other.
     """
 
     name: str
@@ -91,7 +94,11 @@ class Feature:
 
     @classmethod
     def parse(cls, name: str, spec: Mapping[str, Any]) -> Feature:
-        """A feature from its YAML mapping; ``column`` may be one name or a list, by default ``name``."""
+        """A feature from its YAML mapping; ``column`` may be one name or a list, by default ``name``.
+
+        Raises:
+            ConfigError: a setting is unknown, or there is no such kind.
+        """
         spec = dict(spec)
         known = {f.name for f in fields(cls)} - {"name", "columns"} | {"column"}
         if unknown := sorted(set(spec) - known):

@@ -51,8 +51,8 @@ class Vocabulary:
         """The values of a column, the most frequent first (ties by value, so that order is stable).
 
         Args:
-            column: the values, nulls allowed.
-            weights: how often each row counts; 0 leaves it out. By default once.
+            column: ``[n]`` values, nulls allowed.
+            weights: ``[n]`` how often each row counts; 0 leaves it out. By default once.
             min_count: rarer values are out of vocabulary.
             max_size: keep at most this many.
         """

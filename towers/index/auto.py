@@ -28,6 +28,9 @@ class AutoIndex:
         seed: of clustering and sampling.
         device: where to build, see ``IndexRecipe``.
         storage: of the embeddings, see ``IndexRecipe``.
+
+    Raises:
+        ConfigError: a kind is unknown, or a number out of its range.
     """
 
     kind: str = "auto"

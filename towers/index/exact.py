@@ -63,7 +63,7 @@ def exact_search(
 
 
 def best_of(rows: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Found:
-    """The ``k`` best columns of each row, best first; ties in the order given."""
+    """``[Q, k]`` the best of ``[Q, F]`` candidates, best first; ties in the order given."""
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
 

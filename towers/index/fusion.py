@@ -39,6 +39,9 @@ class Fusion:
         text: item attribute that is searched for them.
         weight: of BM25, beside 1 for the tower.
         depth: places of either ranking that ``rrf`` looks at; what is not among them has no rank there.
+
+    Raises:
+        ConfigError: an unknown method, or a number out of its range.
     """
 
     method: Literal["rrf", "sum"] = "rrf"

@@ -117,7 +117,11 @@ def save_json(root: Path, name: str, value: object) -> None:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turn whatever a parser raises into a BundleError that names the file."""
+    """Turn whatever a parser raises into a BundleError that names the file.
+
+    Raises:
+        BundleError: anything else was raised.
+    """
     try:
         yield
     except BundleError:

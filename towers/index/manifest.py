@@ -94,7 +94,11 @@ def bundle_id(root: Path) -> str:
 
 
 def parse_json(text: bytes, name: str) -> dict[str, Any]:
-    """A JSON object, strictly: UTF-8, no duplicate keys, no NaN, no 1e999 however written, an object at the top."""
+    """A JSON object, strictly: UTF-8, no duplicate keys, no NaN, no 1e999 however written, an object at the top.
+
+    Raises:
+        BundleError: it is anything else.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)

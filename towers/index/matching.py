@@ -49,6 +49,9 @@ def match(
 
     Returns:
         rows ``[M, k]``, ``-1`` where there are no more users, and scores ``[M, k]``, ``-inf`` there.
+
+    Raises:
+        ConfigError: ``k`` is no whole number, or below 1.
     """
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ConfigError(f"k is {k!r}; expected a whole number, at least 1")

@@ -43,6 +43,9 @@ def measure_index(search: VectorSearch, queries: NDArray[np.float32], *, singles
     Returns:
         ``index/recall@K`` against exact search, ``index/search_p50_ms`` and ``…p99_ms`` of single
         queries, ``index/exact_p50_ms``, ``index/batch_queries_per_s``.
+
+    Raises:
+        ConfigError: there are no queries.
     """
     if not len(queries):
         raise ConfigError("no query vectors to measure the index with; the held-out split has no users")

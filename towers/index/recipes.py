@@ -75,6 +75,9 @@ class IndexRecipe:
         storage: of the embeddings beside the index: ``float32``, ``float16`` or ``int8``, see ``storage``.
         min_recall: the export stops if recall at ``recall_at`` against exact search is below this.
         recall_at: the k of that recall.
+
+    Raises:
+        ConfigError: an unknown kind, device or storage, or a number out of its range.
     """
 
     kind: str = "flat"

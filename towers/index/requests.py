@@ -128,7 +128,7 @@ def moment(value: dt.datetime | str | int, what: str) -> int:
 
 
 def encode_raw(featurizer: Featurizer, users: Sequence[Mapping[str, Any]], side: str) -> dict[str, NDArray[Any]]:
-    """``SIDE.NAME`` → encoded arrays of raw users; absent fields count as missing.
+    """``SIDE.NAME`` → encoded arrays (``[n]`` or ``[n, width]``) of ``n`` raw users; absent fields count as missing.
 
     Raises:
         DataError: names the field that cannot be encoded.
@@ -137,7 +137,11 @@ def encode_raw(featurizer: Featurizer, users: Sequence[Mapping[str, Any]], side:
 
 
 def check_fields(users: Sequence[Mapping[str, Any]], known: Sequence[str], *, histories: bool = True) -> None:
-    """Refuse fields that no feature reads: a misspelt field would silently count as missing."""
+    """Refuse fields that no feature reads: a misspelt field would silently count as missing.
+
+    Raises:
+        DataError: naming the unknown fields and the known ones.
+    """
     allowed = {*known, *((HISTORY, ACTIONS, TIMES) if histories else ())}
     for user in users:
         if unknown := sorted(map(str, set(user) - allowed)):
@@ -147,7 +151,11 @@ def check_fields(users: Sequence[Mapping[str, Any]], known: Sequence[str], *, hi
 
 
 def raw_events(user: Mapping[str, Any], items: Ids, schema: Schema) -> tuple[Events, int]:
-    """The events of a raw user, and how many of its items the catalogue does not have."""
+    """The events of a raw user, and how many of its items the catalogue does not have.
+
+    Raises:
+        DataError: an unknown action, a list of another length, or ids or times of the wrong type.
+    """
     given = list(_sequence(user, HISTORY))
     rows = items.rows(given)
     codes = {a.name: i for i, a in enumerate(schema.actions) if a.history}
@@ -219,6 +227,10 @@ def _sequence(user: Mapping[str, Any], field: str, length: int | None = None) ->
 
 
 def check_clock(schema: Schema, users: KnownUsers) -> None:
-    """Known users of a timed log must have event times."""
+    """Known users of a timed log must have event times.
+
+    Raises:
+        ConfigError: they have none.
+    """
     if schema.clock == "time" and users.times is None:
         raise ConfigError("known users have no event times, but the schema's clock is time; export the times too")

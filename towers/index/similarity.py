@@ -20,6 +20,9 @@ class Similarity:
     Attributes:
         kind: ``dot``, or ``cosine``: then the towers give vectors of norm 1.
         temperature: what training divided scores by; scores are returned undivided.
+
+    Raises:
+        ConfigError: an unknown kind, or a temperature that is not positive.
     """
 
     kind: str

@@ -45,6 +45,9 @@ class Tower:
     Args:
         path: an ONNX file.
         threads: of one run; None: as onnxruntime likes.
+
+    Raises:
+        BundleError: the graph has no output ``embedding``.
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:

@@ -36,6 +36,9 @@ class AggregationSettings:
         weight: ``w``, of the neighbours beside the item itself; 0: no aggregation.
         neighbours: the nearest ones that are kept of each item.
         power: ``p``; the larger, the less popular neighbours count.
+
+    Raises:
+        ConfigError: a number is out of its range.
     """
 
     weight: float = 0.0

@@ -113,7 +113,11 @@ class StopOnNonFiniteLoss(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look."""
+        """Look.
+
+        Raises:
+            ConfigError: the loss is NaN or infinite.
+        """
         if (batch_idx + 1) % self.every and not trainer.is_last_batch:
             return
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs

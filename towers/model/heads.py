@@ -73,6 +73,9 @@ class Heads(nn.Module):
         settings: see ``HeadSettings``.
         dim: ``D``.
         n_actions: ``A``.
+
+    Raises:
+        ConfigError: a rank or weights that make no heads.
     """
 
     def __init__(self, settings: HeadSettings, dim: int, n_actions: int) -> None:

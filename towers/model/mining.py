@@ -48,6 +48,9 @@ class Mined(Sampler):
         ramp: batches over which their number grows from 1 to ``n``.
         every: batches between two searches.
         pool: ``P``; the whole support if it is no larger.
+
+    Raises:
+        ConfigError: a number is too small.
     """
 
     def __init__(
@@ -103,7 +106,11 @@ class Mined(Sampler):
         return draw._replace(own=own, own_log_q=log_q, covered=near)
 
     def draw(self, positives: Tensor, generator: Generator | None = None) -> Tensor:
-        """Not for a mixture: the examples' own candidates would be lost."""
+        """Not for a mixture: the examples' own candidates would be lost.
+
+        Raises:
+            ConfigError: always.
+        """
         raise ConfigError("mined negatives cannot be a part of mixed ones; give the mixture to them as negatives.base")
 
     def inclusion(self, rows: Tensor, batch_size: int) -> Tensor:

@@ -53,6 +53,9 @@ class MixtureOfLogits(nn.Module):
     Args:
         settings: see ``MixtureSettings``.
         dim: ``D``.
+
+    Raises:
+        ConfigError: a size below 1, or a temperature that is not positive.
     """
 
     def __init__(self, settings: MixtureSettings, dim: int) -> None:

@@ -92,6 +92,9 @@ class Retrieval(pl.LightningModule):
         shard_above: rows from which tables lie on all processes, a share on each (see ``sharded_tables``); None: never.
         ks: cut-offs of the validation metrics.
         seed: of all randomness in training steps.
+
+    Raises:
+        ConfigError: prefixes, groups or a gradient cache that the model or the data do not have.
     """
 
     def __init__(
@@ -316,7 +319,11 @@ class Retrieval(pl.LightningModule):
         return batch.map(there) if isinstance(batch, Batch) else batch
 
     def configure_optimizers(self) -> Any:
-        """AdamW, and the table optimiser where there are sparse gradients; a schedule if one is set."""
+        """AdamW, and the table optimiser where there are sparse gradients; a schedule if one is set.
+
+        Raises:
+            ConfigError: a schedule is set, and the run has no end.
+        """
         optimiser = optimisers.build(self.model, self.optimiser)
         sharded_tables.drive(optimiser, self.model)
         self.optimised = warm_start.kinds(self.model, optimiser)

@@ -123,6 +123,9 @@ class CrossBatch(Sampler):
     Args:
         item_events: ``[I]`` training events.
         n: events that are remembered.
+
+    Raises:
+        ConfigError: ``n`` is below 1.
     """
 
     holds_positives = True
@@ -162,6 +165,10 @@ class Uniform(Sampler):
     Args:
         item_events: ``[I]`` training events.
         n: rows in a draw; all of them if there are fewer.
+
+    Raises:
+        ConfigError: ``n`` is below 1.
+        DataError: no item has a training event.
     """
 
     def __init__(self, item_events: Tensor, n: int = 1024) -> None:
@@ -202,6 +209,10 @@ class Popularity(Sampler):
         item_events: ``[I]`` training events.
         n: draws; a few fewer rows.
         power: see above.
+
+    Raises:
+        ConfigError: ``n`` is below 1.
+        DataError: no item has a training event.
     """
 
     def __init__(self, item_events: Tensor, n: int = 1024, power: float = 0.75) -> None:
@@ -237,6 +248,9 @@ class Mixed(Sampler):
     Args:
         item_events: ``[I]`` training events.
         samplers: what makes the parts.
+
+    Raises:
+        ConfigError: there are no parts.
     """
 
     def __init__(self, item_events: Tensor, samplers: Sequence[MakeSampler]) -> None:
@@ -262,7 +276,11 @@ class Mixed(Sampler):
 
 
 class Full(Sampler):
-    """The whole support, every time: the exact softmax, for catalogues that fit in a step (some ten thousand items)."""
+    """The whole support, every time: the exact softmax, for catalogues that fit in a step (some ten thousand items).
+
+    Raises:
+        DataError: no item has a training event.
+    """
 
     holds_positives = True
 

@@ -32,6 +32,9 @@ class OptimiserSettings:
         schedule: after warm-up ``constant``, or ``linear`` or ``cosine`` down to ``final`` at the last step.
         warmup: optimiser steps of linear increase from 0, or a share of all steps if below 1.
         final: last learning rate, as a share of the highest.
+
+    Raises:
+        ConfigError: with every setting that is out of its range.
     """
 
     learning_rate: float = 1e-3
@@ -199,6 +202,9 @@ def schedule(optimiser: Optimizer, settings: OptimiserSettings, total_steps: int
         optimiser: what it drives, all groups alike.
         settings: see ``OptimiserSettings``.
         total_steps: optimiser steps of the whole run.
+
+    Raises:
+        ConfigError: there are no steps.
     """
     if total_steps < 1:
         raise ConfigError(f"total_steps is {total_steps}; a schedule needs the number of steps of the whole run")

@@ -49,7 +49,7 @@ class Seen(NamedTuple):
 
 
 def age_bucket(age: Tensor) -> Tensor:
-    """log1p of hours → bucket in ``0 … AGES - 1``."""
+    """``[...]`` log1p of hours → ``[...]`` buckets in ``0 … AGES - 1``."""
     return (2.0 * age).long().clamp(min=0, max=AGES - 1)
 
 
@@ -68,7 +68,11 @@ class Block(nn.Module):
 
 
 def block(kind: str, width: int, settings: SequenceSettings) -> Block:
-    """A block by its name."""
+    """A block by its name.
+
+    Raises:
+        ConfigError: the heads do not divide the width.
+    """
     if width % settings.heads:
         raise ConfigError(
             f"model.history.sequence.width is {width} and heads {settings.heads}; choose heads that divide the width"

@@ -24,6 +24,9 @@ class Similarity(nn.Module):
         kind: ``dot`` or ``cosine``.
         temperature: divisor of the scores in the softmax. A cosine wants a small one (0.05, say).
         learn_temperature: make it a parameter that starts there.
+
+    Raises:
+        ConfigError: an unknown kind, or a temperature that is not positive.
     """
 
     def __init__(

@@ -86,7 +86,11 @@ class HistoryBaseline(Baseline):
     """Weight of an event for each newer one of the history; 1: all alike, 0: the newest alone."""
 
     def check_decay(self, log: Interactions) -> None:
-        """Refuse a decay that is none, or that a log without order cannot have."""
+        """Refuse a decay that is none, or that a log without order cannot have.
+
+        Raises:
+            ConfigError: it lies outside 0 to 1, or is not 1 and the log has no order.
+        """
         if not 0 <= self.decay <= 1:
             raise ConfigError(
                 f"model.decay is {self.decay}; set it between 0 (the newest event alone) and 1 (all alike)"
