@@ -93,6 +93,12 @@ def test_the_table_in_the_docs_is_this_one() -> None:
         assert told >= wanted, f"{name}: the docs say {sorted(told)}, the code may import {sorted(wanted)}"
 
 
+@pytest.mark.parametrize("page", sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]), ids=relative)
+def test_the_docs_name_modules_that_are_there(page: Path) -> None:
+    named = set(re.findall(r"\b(?:towers|data|pipeline|benchmarks|tests)/[a-z_0-9/]+\.py\b", page.read_text()))
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
 def test_importing_towers_imports_nothing_heavy() -> None:
     code = "import sys, towers, towers.index, towers.features.schema; print([m for m in %r if m in sys.modules])"
     heavy = ["torch", "pytorch_lightning", "hydra", "wandb", "duckdb", "faiss", "onnxruntime"]
