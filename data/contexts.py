@@ -63,5 +63,11 @@ def number(con: duckdb.DuckDBPyConnection, spec: ContextSpec, log: str = "log") 
 
 
 def join_sql(spec: ContextSpec, log: str, contexts: str) -> str:
-    """The condition under which a row of the log has a context."""
+    """The condition under which a row of the log has a context, in SQL.
+
+    Args:
+        spec: the ``context`` block.
+        log: name of the table of the log.
+        contexts: name of the table of contexts.
+    """
     return " AND ".join(f"{log}.{n} IS NOT DISTINCT FROM {contexts}.{n}" for n in names_sql(spec))

@@ -56,7 +56,18 @@ class Engine(Protocol):
         """The distinct contexts of the log; in ``con`` also as the table ``context_ids``."""
 
     def run(self, rules: Rules, users: Entities | Numbering, out: Path, repeated: Repeated, tell: Progress) -> Consumed:
-        """Number and sort the log, and let whole users be consumed; ``con`` has the tables of row numbers."""
+        """Number and sort the log, and let whole users be consumed; ``con`` has the tables of row numbers.
+
+        Args:
+            rules: what is done to whole users.
+            users: their rows, which a ``Numbering`` gets here.
+            out: folder of the dataset, where the parts go.
+            repeated: takes the rows that repeat others.
+            tell: called with (what, share done).
+
+        Returns:
+            What was counted, and the parts with their rows.
+        """
 
     def reject(self, fault: str, folder: Path) -> str:
         """Write all rows with this fault, as they are, to ``folder/FAULT.parquet``; say where the first one is."""

@@ -173,6 +173,13 @@ def value_sql(s: Source, name: str, spec: EntitySpec | ContextSpec, block: str) 
 def check_parsed(con: duckdb.DuckDBPyConnection, s: Source, column: str, sql: str, wanted: str) -> None:
     """Stop where a value that is there could not be read: it would pass for a missing one.
 
+    Args:
+        con: DuckDB's.
+        s: the files.
+        column: its name.
+        sql: the value that was read of it; null where none could be.
+        wanted: what was expected, in words.
+
     Raises:
         DataError: with the first such value and where it is.
     """

@@ -226,7 +226,13 @@ class Log:
             FROM {log} e LEFT JOIN item_ids i ON e.item = i.item{joins}"""
 
     def rejects(self, fault: str, log: str, users: bool = True) -> str:
-        """The rows with this fault, as they are, each with its file and row, in the SQL of every engine."""
+        """The rows with this fault, as they are, each with its file and row, in the SQL of every engine.
+
+        Args:
+            fault: its name, see ``blocks.FAULTS``.
+            log: the log's table, with ``_file`` and ``_row``.
+            users: as ``numbered`` has it.
+        """
         columns = {name: f"e._{name}" for name in self.raw} | {"file": "e._file", "row": "e._row"}
         names = ", ".join(map(quote, columns))
         return f"SELECT {names} FROM ({self.numbered(columns, log, users)}) WHERE fault = {FAULT_CODES[fault]}"

@@ -118,7 +118,13 @@ class Truth:
             return np.asarray(np.log(self.live_weight(times[first]) @ self.affinity.T)[interval, groups])
 
     def propensity(self, groups: Ints, jobs: Ints, times: Ints) -> Floats:
-        """``[n]`` P(shown job | member's group, time); 0 where the job is not live."""
+        """``[n]`` P(shown job | member's group, time); 0 where the job is not live.
+
+        Args:
+            groups: ``[n]`` of the members.
+            jobs: ``[n]`` rows.
+            times: ``[n]`` microseconds UTC.
+        """
         log = np.log(self.affinity[groups, self.cell[jobs]]) + np.log(self.weight[jobs])
         return np.where(self.live(jobs, times), np.exp(log - self.log_normaliser(groups, times)), 0.0)
 

@@ -14,6 +14,12 @@ from towers.errors import ConfigError
 def strict(cls: type, spec: Mapping[str, Any], where: str, required: Sequence[str] = ()) -> dict[str, Any]:
     """The mapping itself, once its keys are known to be fields of ``cls`` and its plain values fit them.
 
+    Args:
+        cls: a dataclass of settings.
+        spec: the block of a config.
+        where: its name, for errors.
+        required: keys that must have a value.
+
     Raises:
         ConfigError: a key is unknown or missing, or a value of the wrong type.
     """

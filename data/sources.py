@@ -101,7 +101,13 @@ class Source:
 
 
 def scan(reader: str, files: Sequence[File], options: str) -> str:
-    """A call of one of DuckDB's readers. Names are given literally: ``[`` would start a pattern."""
+    """A call of one of DuckDB's readers. Names are given literally: ``[`` would start a pattern.
+
+    Args:
+        reader: a table function, ``read_parquet`` say.
+        files: what it reads.
+        options: its other arguments, each after a comma.
+    """
     names = ", ".join(literal(re.sub(r"[\[*?]", r"[\g<0>]", f.name)) for f in files)
     return f"{reader}([{names}]{options})"
 

@@ -95,7 +95,14 @@ def time_sql(e: EventsSpec, s: Source) -> str:
 
 
 def timestamp_sql(column: str, s: Source, unit: str | None, timezone: str | None, setting: str) -> str:
-    """Microseconds UTC of any timestamp column; null where a value cannot be read.
+    """Microseconds UTC of any timestamp column, in SQL; null where a value cannot be read.
+
+    Args:
+        column: its name.
+        s: the files that have it.
+        unit: of numbers since the epoch: ``s``, ``ms`` or ``us``.
+        timezone: what a naive timestamp means.
+        setting: the block that says both, for errors.
 
     Raises:
         DataError: a number without a unit, or a naive timestamp without a time zone.

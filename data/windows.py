@@ -48,14 +48,27 @@ class Windows:
     epoch: int
 
     def positions(self, window: int, rank: int, world: int) -> Ints:
-        """``[n]`` a rank's share of a window, in order: positions among those of its parts, end to end."""
+        """``[n]`` a rank's share of a window, in order: positions among those of its parts, end to end.
+
+        Args:
+            window: its number.
+            rank: this process.
+            world: how many processes there are.
+        """
         n = int(self.cuts[window + 1] - self.cuts[window])
         # trailing zeros do not change a seed: the first window has that of (seed, epoch)
         order = np.random.default_rng([self.seed, self.epoch, window]).permutation(n)
         return order[(rank - int(self.cuts[window])) % world :: world]
 
     def pieces(self, start: int, stop: int, rank: int, world: int) -> Iterator[Piece]:
-        """Where positions ``start`` to ``stop`` of a rank's share of the epoch are found."""
+        """Where positions ``start`` to ``stop`` of a rank's share of the epoch are found.
+
+        Args:
+            start: the first position.
+            stop: the one after the last.
+            rank: this process.
+            world: how many processes there are.
+        """
         before = -((rank - self.cuts) // world)  # of this rank's, those before each window
         for window in range(int(np.searchsorted(before, start, side="right")) - 1, len(self.parts)):
             low, high = max(start, int(before[window])), min(stop, int(before[window + 1]))

@@ -82,6 +82,12 @@ def check(old: Schema, new: Schema, read: Mapping[str, tuple[Collection[str], Co
 def check_fits(side: str, old: Featurizer, new: Featurizer, names: Collection[str]) -> None:
     """Refuse sentences that another encoder reads, whatever its name.
 
+    Args:
+        side: ``user``, ``item`` or ``context``, for the error.
+        old: the older fit.
+        new: the newer one.
+        names: the features that a model reads.
+
     Raises:
         ConfigError: naming the feature.
     """

@@ -1,6 +1,7 @@
 """Raw columns, read as a kind of feature needs them, or refused with an error that says what they hold.
 
-``n`` rows of a table, or of the mapping of columns that a request becomes.
+``n`` rows of a table, or of the mapping of columns that a request becomes. Everywhere ``f`` is the declaration of the
+feature, ``columns`` are the raw columns, and ``where`` is what errors say of their place.
 """
 
 from __future__ import annotations

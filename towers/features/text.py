@@ -60,6 +60,14 @@ def hashed(
 ) -> list[int]:
     """At most ``limit`` buckets of a text, words first; each once, or with ``repeats`` ``1 + ⌊log₂ n⌋`` times.
 
+    Args:
+        text: any text.
+        buckets: how many there are.
+        word_sizes: of word n-grams.
+        char_sizes: of character n-grams.
+        limit: entries at most.
+        repeats: see above.
+
     >>> len(hashed("data, data and more data", 1 << 20, (1,), (), 9))
     3
     >>> len(hashed("data, data and more data", 1 << 20, (1,), (), 9, repeats=True))

@@ -70,6 +70,11 @@ class Block(nn.Module):
 def block(kind: str, width: int, settings: SequenceSettings) -> Block:
     """A block by its name.
 
+    Args:
+        kind: ``sasrec``, ``ligr`` or ``hstu``.
+        width: ``W``.
+        settings: heads, length and dropout.
+
     Raises:
         ConfigError: the heads do not divide the width.
     """
