@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _WIDTH = 120  # of tables in a log file
+_FIRST = (
+    os.environ.get("LOCAL_RANK", "0") == "0"
+)  # of the processes of one training: they do the same, and one tells it
 
 
 def _console(stream: TextIO) -> Console:
@@ -28,7 +32,8 @@ out, err = _console(sys.stdout), _console(sys.stderr)
 
 def say(text: str) -> None:
     """A line about what is being done."""
-    err.print(text, markup=False)
+    if _FIRST:
+        err.print(text, markup=False)
 
 
 def cell(value: object) -> str:
@@ -41,7 +46,7 @@ def cell(value: object) -> str:
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[str, float], None]]:
     """A progress bar to be called with (what, share done); plain lines without a terminal."""
-    if not err.is_terminal:
+    if not (err.is_terminal and _FIRST):
         said: set[str] = set()
 
         def tell(what: str, share: float) -> None:

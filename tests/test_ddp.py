@@ -18,12 +18,17 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
-def test_two_processes_train_one_run(tmp_path: Path) -> None:
-    command = [sys.executable, "train.py", *SETTINGS, f"var={tmp_path}/var", f"runs={tmp_path}/runs"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+def train(folder: Path, *overrides: str) -> str:
+    """What a training says."""
+    command = [sys.executable, "train.py", f"var={folder}/var", f"runs={folder}/runs", *overrides]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
-    said = done.stderr
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_run_and_go_on_from_it(tmp_path: Path) -> None:
+    said = train(tmp_path, *SETTINGS)
     assert said.count("training on ") == 1
     assert re.findall(r"^epoch (\d)/2", said, re.M) == ["1", "2"]
     assert len(re.findall(r"^valid: ", said, re.M)) == 1, "ranked and told once"
@@ -45,3 +50,22 @@ def test_two_processes_train_one_run(tmp_path: Path) -> None:
     assert (outcome["epochs"], outcome["steps"]) == (2, steps)
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=False)["global_step"] == steps
     assert pq.read_metadata(folder / "eval/valid/predictions.parquet").num_rows
+
+    before = torch.load(folder / "checkpoints/best.ckpt", weights_only=False)
+    said = train(
+        tmp_path, f"init_from={folder}", "trainer.max_epochs=1", "batch_size=2", "+trainer.limit_train_batches=1"
+    )
+    assert said.count("going on from ") == 1
+    assert said.count(f"before training: valid/ndcg@20 {outcome['best']:.4f}") == 1
+    after = torch.load(runs / "latest/checkpoints/last.ckpt", weights_only=False)
+    assert after["optimised"] == before["optimised"]
+    for i, (name, _) in enumerate(after["optimised"]):
+        old, new = (c["optimizer_states"][0]["state"].get(i, {}) for c in (before, after))
+        if "step" in old:
+            assert new["step"] == old["step"] + 1, "Adam counts on"
+        if "sum" in old:  # four positives and their draw have been learnt from
+            touched = new["sum"] > old["sum"]
+            assert torch.equal(new["sum"][~touched], old["sum"][~touched]), "accumulators only grow"
+            rows, were = (c["state_dict"][f"model.{name}"] for c in (after, before))
+            # a gradient too small to be seen in the accumulator moves its row by this at most
+            torch.testing.assert_close(rows[~touched], were[~touched], atol=2e-5, rtol=0)
