@@ -98,7 +98,7 @@ class Contrast:
 
     def finish(self, scores: Tensor) -> Tensor:
         """From the ``[B, N]`` scores of the shared candidates to their logits. Changes ``scores`` itself."""
-        s = self._biased(scores)
+        s = scores if self.bias is None else scores.add_(self.bias.unsqueeze(1))
         if self.corrected:
             s = s.sub_(self.draw.log_q)  # ``logits.correct_log_q`` in place: the largest array of a step
         live = None if self.batch.time is None else logits.not_live(self.batch.time, self.posted, self.expires)

@@ -111,7 +111,10 @@ class _FusedSoftmax(torch.autograd.Function):
         device = query.device.type
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
         q, c = query.to(low), candidates.to(low)
-        space = q.new_empty(min(rows, len(q)), len(c))  # one for all blocks: fresh memory costs as much as a product
+        # One array for all blocks, since fresh memory costs as much as a product; a second one beside bfloat16.
+        products = q.new_empty(min(rows, len(q)), len(c))
+        mixed = products.dtype != positive.dtype
+        space = torch.empty_like(products, dtype=positive.dtype) if mixed else products
         loss = positive.new_zeros(())
         for_query, for_positive = torch.empty_like(query), torch.empty_like(positive)
         for_own = None if own is None else torch.empty_like(own)
@@ -119,8 +122,9 @@ class _FusedSoftmax(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for i, logits in enumerate(finish):
                 part = slice(i * rows, min((i + 1) * rows, len(q)))
-                scores = torch.mm(q[part], c.T, out=space[: part.stop - part.start])
-                s = logits(scores.to(positive.dtype))  # [R, N]
+                product, scores = products[: part.stop - part.start], space[: part.stop - part.start]
+                torch.mm(q[part], c.T, out=product)
+                s = logits(scores.copy_(product) if mixed else scores)  # [R, N]
                 top = s.amax(1).clamp_min(-1e30) if len(c) else s.new_full((len(s),), -1e30)  # finite if all is masked
                 terms = s.sub_(top.unsqueeze(1)).exp_()
                 log_z = terms.sum(1).log() + top
@@ -131,7 +135,7 @@ class _FusedSoftmax(torch.autograd.Function):
                 slope = weight[part] * ahead.sigmoid()
                 log_z = log_z.clamp_min(-1e30)
                 each = (slope * (top - log_z).exp()).unsqueeze(1)  # [R, 1]: g_b exp(top)
-                terms = terms.to(low)
+                terms = product.copy_(terms) if mixed else terms
                 for_query[part] = (terms @ c) * each
                 for_candidates += terms.T @ (q[part] * each).to(low)
                 for_positive[part] = -slope
