@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from pipeline.console import err, progress, say
 from pipeline.datasets import dataset_of
 from pipeline.evaluating import aggregation_of, given, load
 from pipeline.runs import Run
-from towers.errors import ConfigError
+from towers.errors import ConfigError, DataError
 from towers.features import Ragged
 from towers.features import columns as c
 from towers.index import embed, tuning_told
@@ -36,7 +37,7 @@ from towers.index.probing import with_probe_growth
 from towers.index.publish import staging
 from towers.index.recall import check_recall, measure_index, recall_of_prefix, recall_of_storage
 from towers.index.recipes import IndexRecipe, build_index
-from towers.index.requests import KnownUsers
+from towers.index.requests import ACTIONS, HISTORY, TIMES, KnownUsers, encode_raw
 from towers.index.search import VectorSearch
 from towers.index.similarity import Similarity
 from towers.index.storage import stored
@@ -198,17 +199,70 @@ def held_out_queries(dataset: PreparedDataset, embedder: Embedder, select: str, 
 
 
 def golden(dataset: PreparedDataset, embedder: Embedder, at: int | None) -> list[Golden]:
-    """Some known users with the vectors that the trained model gives them at the end of the data, whatever they ask."""
+    """Some known users with the vectors that the trained model gives them at the end of the data, whatever they ask.
+
+    Each is asked for by id and, where JSON can hold its fields, as somebody outside would send it.
+    """
     rows = np.unique(np.linspace(0, len(dataset.users) - 1, GOLDEN).astype(np.int32))
     ids = dataset.ids("user").take(rows).to_pylist()
-    if not len(dataset.contexts):
-        vectors = user_vectors(dataset, embedder, at, rows)
-        return [Golden(user, vector, at) for user, vector in zip(ids, vectors, strict=True)]
-    asked = np.linspace(0, len(dataset.contexts) - 1, len(rows)).astype(np.int32)
+    asked: NDArray[np.int32] | None = None
+    told: list[dict[str, Any] | None] = [None] * len(rows)
+    if len(dataset.contexts):
+        asked = np.linspace(0, len(dataset.contexts) - 1, len(rows)).astype(np.int32)
+        contexts = dataset.raw("context").take(asked).to_pylist()
+        told = [{name: value for name, value in one.items() if value is not None} for one in contexts]
     vectors = user_vectors(dataset, embedder, at, rows, asked)
-    contexts = dataset.raw("context").take(asked).to_pylist()
-    return [Golden(u, v, at, {k: x for k, x in c.items() if x is not None}) for u, v, c in zip(ids, vectors, contexts,
-            strict=True)]  # fmt: skip
+    out = [Golden(user, vector, at, context) for user, vector, context in zip(ids, vectors, told, strict=True)]
+    if dataset.featurizer("user").text_encoders:
+        return out  # a bundle opens where the encoder is not installed: known users do without
+    users = raw_users(dataset, rows)
+    some = [i for i, user in enumerate(users) if in_json(user)]
+    check_encoding(dataset, rows[some], [users[i] for i in some])
+    raws = [(users[i] | (told[i] or {}), vectors[i]) for i in some if in_json(told[i])]
+    return out + [Golden(raw, vector, at) for raw, vector in raws]
+
+
+def raw_users(dataset: PreparedDataset, rows: NDArray[np.int32]) -> list[dict[str, Any]]:
+    """``[U]`` users as a request has them: raw features, and the events that the tower reads."""
+    featurizer, h = dataset.featurizer("user"), dataset.history
+    table = dataset.raw("user").take(rows)
+    columns = {name: table[name].to_pylist() for name in featurizer.columns if name in table.column_names}
+    columns[c.USER] = dataset.ids("user").take(rows).to_pylist()
+    raws = [{name: columns[name][i] for name in featurizer.columns} for i in range(len(rows))]
+    actions, ids = [a.name for a in dataset.schema.actions], dataset.ids("item")
+    for raw, row in zip(raws, rows.tolist(), strict=True):
+        start, end = h.offsets[row : row + 2].tolist()
+        part = slice(max(start, end - dataset.schema.history_length), end)
+        raw[HISTORY] = ids.take(pa.array(h.item[part])).to_pylist()
+        raw[ACTIONS] = [actions[a] for a in h.action[part]]
+        if dataset.schema.clock == "time" and h.time is not None:
+            raw[TIMES] = h.time[part].tolist()
+    return raws
+
+
+def check_encoding(dataset: PreparedDataset, rows: NDArray[np.int32], raws: Sequence[Mapping[str, Any]]) -> None:
+    """Hold what serving makes of raw users against what training reads of them, byte for byte.
+
+    Raises:
+        DataError: something differs.
+    """
+    trained, featurizer = dataset.encoded("user"), dataset.featurizer("user")
+    for name, values in encode_raw(featurizer, raws, "user").items() if raws else ():
+        was = trained[name.removeprefix("user.")][rows]
+        if (values.dtype, values.tobytes()) != (was.dtype, was.tobytes()):
+            raise DataError(
+                f"{name}: serving encodes raw users otherwise than they were prepared", where=str(dataset.folder),
+                cure="prepare the data again with this version, train and export",
+            )  # fmt: skip
+
+
+def in_json(value: Any) -> bool:
+    """Whether JSON can hold it as it is: no times, no bytes, no NaN."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def user_vectors(

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from benchmarks.skew import compare, different, other_top
-from pipeline.exporting import export
+from pipeline.datasets import dataset_of
+from pipeline.exporting import check_encoding, export, raw_users
 from pipeline.runs import Run
 from pipeline.training import train
 from tests.test_configs import composed
+from towers.errors import DataError
 from towers.index import Retriever
 
 USERS = 200
@@ -39,6 +41,25 @@ def test_inputs_are_byte_equal_and_answers_the_same(run: Run, retriever: Retriev
     told = compare(run, retriever, USERS)
     assert told == {"users": told["users"], "inputs": 0, "by_id": 0, "by_features": 0}
     assert told["users"] > 150
+
+
+def test_the_export_asks_for_raw_users_too(run: Run, retriever: Retriever) -> None:
+    queries = retriever.bundle.golden["queries"]
+    by_id = [q for q in queries if not isinstance(q["user"], dict)]
+    raw = [q for q in queries if isinstance(q["user"], dict)]
+    assert len(by_id) == len(raw) == 8
+    assert [q["vector"] for q in by_id] == [q["vector"] for q in raw]
+    assert {"field", "skills", "history", "history_times"} <= set(raw[0]["user"])
+    assert any(q["user"]["history"] for q in raw)
+
+
+def test_the_export_refuses_what_serving_encodes_otherwise(run: Run) -> None:
+    dataset, rows = dataset_of(run), np.arange(8, dtype=np.int32)
+    raws = raw_users(dataset, rows)
+    check_encoding(dataset, rows, raws)
+    spoilt = [raws[0] | {"years": (raws[0]["years"] or 0) + 30}, *raws[1:]]
+    with pytest.raises(DataError, match="serving encodes raw users otherwise"):
+        check_encoding(dataset, rows, spoilt)
 
 
 def test_a_skew_is_seen(run: Run, retriever: Retriever) -> None:
