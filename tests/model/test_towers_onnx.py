@@ -56,7 +56,7 @@ def test_every_kind_of_feature_alone(info: object) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["none", "mean", "decay", "lags", "attention", "ridge"])
-@pytest.mark.parametrize("body", ["none", "mlp", "cross"])
+@pytest.mark.parametrize("body", ["none", "mlp", "dense", "cross"])
 def test_every_pooling_and_body(pooling: str, body: str) -> None:
     """`export_*` itself checks parity: one row and many, histories of length 0, 1 and long."""
     tower = TowerSettings(width=12, body=body, layers=2, dropout=0.3, id_dropout=0.3)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import gelu
 
 from tests.model.helpers import N_ACTIONS, full_model, ids_only, infos, table
 from towers.errors import ConfigError
@@ -9,7 +10,7 @@ from towers.features import OOV
 from towers.model.encoders import EncoderSettings
 from towers.model.history import HistoryInputs, HistorySettings
 from towers.model.similarity import Similarity
-from towers.model.tower import CrossLayer, Inputs, ResidualBlock, TowerSettings
+from towers.model.tower import CrossLayer, Inputs, ResidualBlock, Tower, TowerSettings
 from towers.model.two_tower import TwoTower
 
 MF = TowerSettings(include=["id"], fusion="sum", body="none")
@@ -38,7 +39,7 @@ def test_a_history_pooled_model_without_user_features() -> None:
     assert torch.allclose(model.embed_users({}, h)[0], vectors.mean(0), atol=1e-6)
 
 
-@pytest.mark.parametrize("body", ["none", "mlp", "cross"])
+@pytest.mark.parametrize("body", ["none", "mlp", "dense", "cross"])
 @pytest.mark.parametrize("pooling", ["none", "mean", "decay", "lags", "attention"])
 @pytest.mark.parametrize("which", ["shared", "separate"])
 def test_every_shape_embeds_both_sides(body: str, pooling: str, which: str) -> None:
@@ -60,6 +61,15 @@ def test_every_shape_embeds_both_sides(body: str, pooling: str, which: str) -> N
     assert torch.allclose(q.norm(dim=1), torch.ones(4), atol=1e-5)  # a cosine's vectors have unit length
     (q @ c.T).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_dense_body_is_a_plain_perceptron() -> None:
+    settings = TowerSettings(width=5, body="dense", layers=2)
+    tower, x = Tower(5, 3, settings), torch.randn(4, 5)  # x: what the linear layer of a concat made
+    hidden, last = tower.body[1].inner[0], tower.project
+    by_hand = gelu(gelu(x) @ hidden.weight.T + hidden.bias) @ last.weight.T + last.bias
+    assert torch.allclose(tower(x), by_hand, atol=1e-6)
+    assert sum(isinstance(m, torch.nn.Linear) for m in tower.modules()) == 2
 
 
 def test_all_problems_are_told_at_once_with_their_cures() -> None:
@@ -87,6 +97,7 @@ def test_all_problems_are_told_at_once_with_their_cures() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"item": TowerSettings(fusion="sum", body="dense")}, "set model.item.fusion=concat"),
         ({"item": TowerSettings(include=[])}, "the item tower reads no feature"),
         ({"user": TowerSettings(include=[]), "history": HistorySettings(pooling="none")}, "the user tower reads no"),
         ({"user": TowerSettings(fusion="sum"), "item": TowerSettings(width=9)}, "but a history has 9"),

@@ -26,7 +26,8 @@ class TowerSettings:
         encoders: how features become vectors.
         fusion: ``sum`` of the encoders' vectors, or ``concat`` and a linear layer.
         width: ``F`` after ``concat``; a sum keeps the width of its encoders.
-        body: ``mlp``: residual blocks; ``cross``: DCN-v2 layers; ``none``: neither, and no projection if the
+        body: ``mlp``: residual blocks; ``dense``: the hidden layers of a plain perceptron, of which the linear layer
+            of ``concat`` begins the first; ``cross``: DCN-v2 layers; ``none``: nothing, and no projection if the
             widths agree. ``fusion: sum`` with ``body: none`` over ids alone is matrix factorisation.
         layers: of the body.
         rank: of the matrices of ``cross``; None: full. A quarter of the width costs half and loses little.
@@ -41,7 +42,7 @@ class TowerSettings:
     encoders: EncoderSettings = field(default_factory=EncoderSettings)
     fusion: Literal["sum", "concat"] = "concat"
     width: int = 128
-    body: Literal["none", "mlp", "cross"] = "mlp"
+    body: Literal["none", "mlp", "dense", "cross"] = "mlp"
     layers: int = 1
     rank: int | None = None
     dropout: float = 0.0
@@ -128,12 +129,7 @@ class Tower(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout(settings.dropout)
         layers = settings.layers if settings.body != "none" else 0
-        self.body = nn.ModuleList(
-            ResidualBlock(inputs, settings.dropout)
-            if settings.body == "mlp"
-            else CrossLayer(inputs, settings.dropout, settings.rank)
-            for _ in range(layers)
-        )
+        self.body = nn.ModuleList(_layer(inputs, settings, first=i == 0) for i in range(layers))
         self.project = nn.Linear(inputs, dim) if self.body or inputs != dim else nn.Identity()
 
     def forward(self, fused: Tensor) -> Tensor:
@@ -142,6 +138,33 @@ class Tower(nn.Module):
         for layer in self.body:
             x = layer(x, x0)
         out: Tensor = self.project(x)
+        return out
+
+
+def _layer(dim: int, settings: TowerSettings, *, first: bool) -> nn.Module:
+    """One layer of a body."""
+    if settings.body == "mlp":
+        return ResidualBlock(dim, settings.dropout)
+    if settings.body == "dense":
+        return DenseLayer(dim, settings.dropout, linear=not first)
+    return CrossLayer(dim, settings.dropout, settings.rank)
+
+
+class DenseLayer(nn.Module):
+    """``gelu(W x)``; without a ``W`` of its own where fusion's stands before it.
+
+    When to use it: where speed counts most, or to hold against the literature's "128-64": ``width: 128``, ``dim: 64``.
+
+    Source: the towers of Covington, Adams and Sargin, "Deep Neural Networks for YouTube Recommendations", 2016.
+    """
+
+    def __init__(self, dim: int, dropout: float, *, linear: bool) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(*([nn.Linear(dim, dim)] if linear else []), nn.GELU(), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor, x0: Tensor) -> Tensor:
+        """``[n, F]`` → ``[n, F]``; the tower's input ``x0`` is not used."""
+        out: Tensor = self.inner(x)
         return out
 
 

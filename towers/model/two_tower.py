@@ -260,7 +260,7 @@ def _problems(
     out += [f"{here}.{k} is {v}; set it to at least 0 and below 1" for k, v in shares.items() if not 0 <= v < 1]
     choices = {
         "fusion": (s.fusion, ("sum", "concat")),
-        "body": (s.body, ("none", "mlp", "cross")),
+        "body": (s.body, ("none", "mlp", "dense", "cross")),
         "encoders.numeric": (s.encoders.numeric, ("linear", "periodic")),
         "encoders.vector": (s.encoders.vector, ("linear", "identity")),
         "encoders.table": (s.encoders.table, ("full", "hashed", "quotient_remainder")),
@@ -276,6 +276,9 @@ def _problems(
     if s.id_dropout and infos and not history and all(i.kind is Kind.ID for i in infos):
         out.append(f"{here}.id_dropout leaves nothing where the id is dropped; set it to 0, or read other features too")
     wrong = [i.name for i in infos if i.kind in (Kind.VECTOR, Kind.SENTENCE) and i.width - 1 != width]
+    if s.body == "dense" and s.fusion == "sum":
+        out.append(f"{here}.body=dense begins with the linear layer of a concat; set {here}.fusion=concat, or "
+                   f"{here}.body=mlp")  # fmt: skip
     if s.fusion == "sum" and s.encoders.vector == "identity" and wrong:
         out.append(f"{here}.fusion=sum needs vectors of width {width}, and {wrong} differ; set {here}.fusion=concat "
                    f"or {here}.encoders.vector=linear")  # fmt: skip
