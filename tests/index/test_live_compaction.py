@@ -46,7 +46,7 @@ def test_parts_that_have_grown_become_one(live: Retriever) -> None:
     live.live.compact()
     assert [len(p) for p in live.live.now.parts[1:]] == [40]
     assert live.live.now.parts[1].search.recipe.kind == "ivf_flat"  # 40 rows are many here
-    assert everything(live) == pytest.approx(was)
+    assert everything(live) == pytest.approx(was, rel=1e-5, abs=1e-6)
     assert not due(live.live._rows)
 
 
@@ -57,7 +57,7 @@ def test_replaced_versions_are_forgotten(live: Retriever, market: Market) -> Non
     was, n = everything(live), len(live)
     live.live.compact()
     assert len(live.live.now.ids) == 3  # the deleted one too: a history may name it
-    assert (everything(live), len(live)) == (pytest.approx(was), n)
+    assert (everything(live), len(live)) == (pytest.approx(was, rel=1e-5, abs=1e-6), n)
     assert live.recommend({"field": "law", "history": [1001]}, at=END).unknown == 0
 
 
@@ -73,7 +73,7 @@ def test_what_happens_beside_a_compaction_is_taken_over(live: Retriever, market:
     after = taken_over(fewer, before, live.live._rows.catalogue())
     assert len(after.ids) < len(live.live._rows.ids)
     live.live._rows, live.live.now = after, after.catalogue()
-    assert (everything(live), len(live)) == (pytest.approx(was), n)
+    assert (everything(live), len(live)) == (pytest.approx(was, rel=1e-5, abs=1e-6), n)
     assert [i in live for i in (1000, 1001, 1002, 2000, 2001, market.ids[2])] == [
         True,
         False,
@@ -94,7 +94,7 @@ def test_what_dies_beside_a_merge_is_dead_in_it(live: Retriever) -> None:
     was = everything(live)
     rows.merge(one)
     live.live.now = rows.catalogue()
-    assert everything(live) == pytest.approx(was)
+    assert everything(live) == pytest.approx(was, rel=1e-5, abs=1e-6)
 
 
 def test_a_catalogue_in_hand_never_changes(live: Retriever) -> None:

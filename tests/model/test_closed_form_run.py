@@ -94,7 +94,13 @@ def test_settings_of_no_method_are_refused(folder: Path) -> None:
 
 
 def test_training_that_only_hurts_keeps_its_start(untrained: Run, folder: Path) -> None:
-    run = config(folder, "trainer.max_epochs=1", "optimiser.learning_rate=0.01", f"loss._target_={__name__}.backwards")
+    run = config(
+        folder,
+        "trainer.max_epochs=1",
+        "optimiser.learning_rate=0.01",
+        "loss=bpr",
+        f"loss._target_={__name__}.backwards",
+    )
     value = train(run, folder / "worse")
     assert value == untrained.metrics["best"]
     worse = Run(folder / "worse")
