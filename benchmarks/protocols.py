@@ -232,7 +232,7 @@ METHODS = {
         _baseline("amazon_cds_popularity"),
         _baseline("amazon_cds_item_knn"),
         Method("amazon_cds_svd", "closed form", quick=("model.dim=512",)),
-        Method("amazon_cds_blocks", "closed form", True, ("model.blocks.svd.dim=32",)),
+        Method("amazon_cds_blocks", "closed form", True, ("model.blocks.svd.dim=128",)),
         Method("amazon_cds", quick=_EPOCH),
     ],
     "amazon_beauty": [
