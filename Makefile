@@ -33,7 +33,7 @@ demo: $(VENV)/installed ## from raw logs to retrieved jobs, on the synthetic job
 	@echo '  $(BIN)/python train.py refit=$(RUN)'
 	@echo '  open $(RUN)/eval/test/report.html'
 
-test: $(VENV)/installed ## lint, types, tests (6 minutes)
+test: $(VENV)/installed ## lint, types, tests (about 10 minutes)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
