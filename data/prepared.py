@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from data import splits as split_rules
 from data.blocks import TaskSpec
+from data.entity_table import EntityTable
 from data.examples import Examples
 from data.histories import HistoryLog
 from data.histories import stage as stage_of
@@ -70,22 +71,22 @@ class PreparedDataset:
         return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
     @cached_property
-    def users(self) -> pa.Table:
+    def users(self) -> EntityTable:
         """``users.parquet``."""
-        return pq.read_table(self.folder / "users.parquet")
+        return EntityTable(self.folder / "users.parquet")
 
     @cached_property
-    def items(self) -> pa.Table:
+    def items(self) -> EntityTable:
         """``items.parquet``."""
-        return pq.read_table(self.folder / "items.parquet")
+        return EntityTable(self.folder / "items.parquet")
 
     @cached_property
-    def contexts(self) -> pa.Table:
+    def contexts(self) -> EntityTable:
         """``contexts.parquet``: the distinct contexts of the log; empty where the data have none."""
         path = self.folder / "contexts.parquet"
-        return pq.read_table(path) if path.is_file() else pa.table({c.CONTEXT_ROW: pa.array([], pa.int32())})
+        return EntityTable(path if path.is_file() else None)
 
-    def side(self, side: str) -> pa.Table:
+    def side(self, side: str) -> EntityTable:
         """The ``user``, the ``item`` or the ``context`` table."""
         return {"user": lambda: self.users, "item": lambda: self.items, "context": lambda: self.contexts}[side]()
 
@@ -98,25 +99,32 @@ class PreparedDataset:
         """The fitted features of a side."""
         return Featurizer.load(self.folder / "vocab", side, self.schema.side(side))
 
-    def encoded(self, side: str) -> Encoded:
-        """Encoded feature arrays by name; ``[rows]`` or ``[rows, width]``."""
-        table = self.side(side)
-        out = {}
-        for name in table.column_names:
-            if name.startswith(c.FEATURE_PREFIX):
-                column = table[name].combine_chunks()
-                if pa.types.is_fixed_size_list(column.type):
-                    array = column.flatten().to_numpy().reshape(len(column), -1)
-                else:
-                    array = column.to_numpy()
-                out[name.removeprefix(c.FEATURE_PREFIX)] = array
-        return out
+    def encoded(self, side: str, scratch: Path | None = None) -> Encoded:
+        """Encoded feature arrays by name; ``[rows]`` or ``[rows, width]``.
 
-    def raw(self, side: str) -> pa.Table:
-        """Raw columns of a side, under their own names."""
+        Args:
+            side: ``user``, ``item`` or ``context``.
+            scratch: an empty folder, in which the arrays are to lie, memory-mapped; None: they are in memory.
+        """
         table = self.side(side)
-        names = [n for n in table.column_names if n.startswith(c.ATTRIBUTE_PREFIX)]
-        return table.select(names).rename_columns([n.removeprefix(c.ATTRIBUTE_PREFIX) for n in names])
+        names = [n for n in table.column_names if n.startswith(c.FEATURE_PREFIX)]
+        if scratch is None:
+            arrays = [table.array(name) for name in names]
+        else:
+            arrays = [table.mapped(name, scratch / f"{i}.npy") for i, name in enumerate(names)]
+        return {name.removeprefix(c.FEATURE_PREFIX): array for name, array in zip(names, arrays, strict=True)}
+
+    def raw(self, side: str, names: Sequence[str] | None = None) -> pa.Table:
+        """Raw columns of a side, under their own names.
+
+        Args:
+            side: ``user``, ``item`` or ``context``.
+            names: of those wanted, as far as there are such; None: all.
+        """
+        table = self.side(side)
+        kept = [n.removeprefix(c.ATTRIBUTE_PREFIX) for n in table.column_names if n.startswith(c.ATTRIBUTE_PREFIX)]
+        kept = kept if names is None else [n for n in names if n in kept]
+        return table.select([c.ATTRIBUTE_PREFIX + n for n in kept]).rename_columns(kept)
 
     def events(self, side: str) -> NDArray[np.int64]:
         """``[rows]`` positive training events."""

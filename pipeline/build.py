@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra.utils
@@ -55,17 +56,28 @@ def memory_budget(config: DictConfig) -> int | None:
     return None if budget is None else byte_size(budget, "data.memory_budget")
 
 
-def retrieval(config: DictConfig, dataset: PreparedDataset, total_steps: int | None = None) -> Retrieval:
-    """The untrained LightningModule of a config."""
+def retrieval(
+    config: DictConfig, dataset: PreparedDataset, total_steps: int | None = None, scratch: Path | None = None
+) -> Retrieval:
+    """The untrained LightningModule of a config.
+
+    Args:
+        config: of the run.
+        dataset: what it trains on.
+        total_steps: of the training, if it has an end.
+        scratch: an empty folder, in which the items' features are to lie, memory-mapped; None: they are in memory.
+    """
     users, items, contexts = (dataset.featurizer(side) for side in ("user", "item", "context"))
     actions = len(dataset.schema.actions)
     model = hydra.utils.instantiate(config.model)(users.infos, items.infos, contexts.infos, actions)
+    if isinstance(model, LightGCN):  # it reads all items at once
+        scratch = None
     posted, expires = dataset.item_times()
     aggregate = AggregationSettings(**config.get("aggregate", {}))
     known = interactions(dataset) if aggregate.weight or isinstance(model, LightGCN) else None
     tables = TrainingData(
         FeatureTable(dataset.encoded("user"), len(dataset.users)),
-        FeatureTable(dataset.encoded("item"), len(dataset.items)),
+        FeatureTable(dataset.encoded("item", scratch), len(dataset.items), stays=scratch is not None),
         dataset.events("item"),
         total_steps,
         posted,

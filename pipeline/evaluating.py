@@ -46,6 +46,7 @@ def load(
     device: str | None = None,
     dim: int | None = None,
     aggregate: Mapping[str, Any] | None = None,
+    scratch: Path | None = None,
 ) -> Retrieval:
     """The trained module of a run, in evaluation mode, on the GPU if there is one.
 
@@ -55,12 +56,13 @@ def load(
         device: where to; None: the GPU if there is one.
         dim: dimensions to which its vectors are cut; None: all.
         aggregate: settings of aggregation that replace the run's own.
+        scratch: where the items' features are to lie, see ``build.retrieval``.
     """
     config = run.config
     if aggregate:
         with open_dict(config):
             config.aggregate = {**config.get("aggregate", {}), **aggregate}
-    module = build.retrieval(config, dataset)
+    module = build.retrieval(config, dataset, scratch=scratch)
     module.load_state_dict(checkpoints.read(run.weights)["state_dict"])
     if dim is not None:
         module.model.truncate(dim)

@@ -69,14 +69,17 @@ def export(config: DictConfig) -> Path:
     wanted: IndexRecipe | AutoIndex = hydra.utils.instantiate(config.index, _convert_="all")
     with progress("export") as tell, staging(target) as scratch:
         tell("loading the model", 0.0)
-        module = load(run, dataset, dim=config.dim, aggregate=given(config.aggregate))
+        module = load(
+            run, dataset, dim=config.dim, aggregate=given(config.aggregate), scratch=folder(scratch / "features")
+        )
         embedder = module.embedder()
+        history = embed.map_history(embedder, scratch / "history.npy")
         tell("embedding the catalogue", 0.1)
         blocks = embed.item_blocks(embedder)
         embeddings = embed.write_blocks(blocks, len(embedder.items), scratch / "embeddings.npy")
         similarity = Similarity(**module.model.similarity.to_manifest())
         held_out = held_out_queries(dataset, embedder, trained.data.get("select", "valid"))
-        kept = stored(embeddings, wanted.storage)
+        kept = stored(embeddings, wanted.storage, scratch / "codes.npy")
         index, resolved, candidates = indexed(kept, held_out, wanted, similarity, tell)
         tell("measuring it against exact search", 0.6)
         resolved = with_probe_growth(resolved, index, kept, held_out)
@@ -84,7 +87,9 @@ def export(config: DictConfig) -> Path:
         measured = measure_index(search, held_out)
         check_recall(resolved, measured[f"index/recall@{resolved.recall_at}"])
         if config.dim is not None:
-            whole = load(run, dataset, aggregate=given(config.aggregate)).embedder()
+            features = folder(scratch / "whole")
+            whole = load(run, dataset, aggregate=given(config.aggregate), scratch=features).embedder()
+            embed.map_history(whole, features / "history.npy")
             asked = held_out_queries(dataset, whole, trained.data.get("select", "valid"))
             found = recall_of_prefix(search, held_out, embed.item_blocks(whole), asked)
             measured[f"index/dim_recall@{resolved.recall_at}"] = found
@@ -110,7 +115,7 @@ def export(config: DictConfig) -> Path:
             user_tower=export_user_tower(module.model),
             item_tower=export_item_tower(module.model),
             golden=golden(dataset, embedder, end),
-            history_inputs=embed.history_table(embedder),
+            history_inputs=history,
             known_users=known,
             data_start=start,
             data_end=end,
@@ -132,6 +137,12 @@ def export(config: DictConfig) -> Path:
     for name, value in measured.items():
         say(f"  {name} {value:,.4g}")
     return target
+
+
+def folder(path: Path) -> Path:
+    """A new folder."""
+    path.mkdir()
+    return path
 
 
 def indexed(
@@ -162,20 +173,17 @@ def tuning_table(candidates: Sequence[Candidate], recipe: IndexRecipe) -> Table:
 
 def attributes(dataset: PreparedDataset) -> pa.Table:
     """Filter and display columns of the items, with posted and expires."""
-    raw = dataset.raw("item")
-    names = [n for n in dataset.info["attributes"]["items"] if n in raw.column_names]
-    table = raw.select(names)
+    table = dataset.raw("item", dataset.info["attributes"]["items"])
     for name in (c.POSTED, c.EXPIRES):
-        if name in dataset.items.column_names and name not in names:
+        if name in dataset.items.column_names and name not in table.column_names:
             table = table.append_column(name, dataset.items[name])
     return table
 
 
 def user_attributes(dataset: PreparedDataset) -> pa.Table | None:
     """Filter and display columns of the users."""
-    raw = dataset.raw("user")
-    names = [n for n in dataset.info["attributes"]["users"] if n in raw.column_names]
-    return raw.select(names) if names else None
+    table = dataset.raw("user", dataset.info["attributes"]["users"])
+    return table if table.column_names else None
 
 
 def known_users(dataset: PreparedDataset) -> KnownUsers:
@@ -225,8 +233,8 @@ def golden(dataset: PreparedDataset, embedder: Embedder, at: int | None) -> list
 def raw_users(dataset: PreparedDataset, rows: NDArray[np.int32]) -> list[dict[str, Any]]:
     """``[U]`` users as a request has them: raw features, and the events that the tower reads."""
     featurizer, h = dataset.featurizer("user"), dataset.history
-    table = dataset.raw("user").take(rows)
-    columns = {name: table[name].to_pylist() for name in featurizer.columns if name in table.column_names}
+    table = dataset.raw("user", featurizer.columns).take(rows)
+    columns = {name: table[name].to_pylist() for name in table.column_names}
     columns[c.USER] = dataset.ids("user").take(rows).to_pylist()
     raws = [{name: columns[name][i] for name in featurizer.columns} for i in range(len(rows))]
     actions, ids = [a.name for a in dataset.schema.actions], dataset.ids("item")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -28,6 +30,13 @@ def test_int8_by_hand() -> None:
     assert kept.scales[0] == pytest.approx(5 / np.hypot(127, 95))
     assert kept[1].tolist() == [0.0, 0.0]
     assert stored(points(3), "float32").dtype == np.float32
+
+
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_codes_may_lie_on_the_disk(storage: str, tmp_path: Path) -> None:
+    mapped = stored(points(9), storage, tmp_path / "codes.npy")
+    assert isinstance(mapped.codes, np.memmap)
+    assert np.array_equal(np.asarray(mapped), np.asarray(stored(points(9), storage)))
 
 
 @given(hnp.arrays(np.float32, (7, 5), elements=st.floats(-8, 8, width=32).filter(lambda v: v == 0 or abs(v) > 1e-2)))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -78,17 +80,19 @@ def test_the_model_is_left_in_its_mode_and_random_numbers_alone() -> None:
     assert torch.equal(e.embed_items(), e.embed_items())  # no dropout, no id-dropout
 
 
-def test_export_streams_float32_arrays() -> None:
+def test_export_streams_float32_arrays(tmp_path: Path) -> None:
     e = embedder()
     blocks = list(embed.item_blocks(e))
     assert [len(b) for b in blocks] == [4, 4, 3]
     every = embed.item_embeddings(e)
     assert every.dtype == np.float32
     assert np.array_equal(every, np.concatenate(blocks))
-    history = embed.history_table(e)
-    assert history is not None
-    assert history.shape == (ITEMS, e.model.history_dim)
-    assert embed.query_embeddings(e, [batch(3, ITEMS, USERS)] * 2).shape == (6, 8)
+    queries = embed.query_embeddings(e, [batch(3, ITEMS, USERS)] * 2)
+    assert queries.shape == (6, 8)
+    history = embed.map_history(e, tmp_path / "history.npy")
+    assert isinstance(history, np.memmap)
+    assert np.array_equal(history, Embedder(e.model, e.users, e.items, 4, e.contexts).history_table().numpy())
+    assert np.allclose(embed.query_embeddings(e, [batch(3, ITEMS, USERS)] * 2), queries, atol=1e-6)  # read from there
 
 
 def test_an_item_is_moved_towards_the_mean_of_its_group() -> None:

@@ -29,6 +29,15 @@ def test_a_selection_shares_memory_and_forgets_the_rest() -> None:
     assert len(table.select([])) == 3
 
 
+def test_a_table_that_stays_is_gathered_where_it_lies() -> None:
+    """The ``meta`` device stands for a card: what the module holds goes there, the table's columns do not."""
+    table = FeatureTable({"a": np.array([1.0, 2.0, 3.0], np.float32)}, stays=True).to("meta")
+    assert table.column("a").tolist() == [1.0, 2.0, 3.0]
+    assert table(torch.tensor([2, 0]))["a"].tolist() == [3.0, 1.0]
+    assert table.select(["a"]).stays
+    assert FeatureTable({"a": np.zeros(3, np.float32)}).to("meta").column("a").is_meta
+
+
 def test_read_only_arrays_are_copied() -> None:
     array = np.zeros(3, np.float32)
     array.flags.writeable = False

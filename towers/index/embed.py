@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from towers.errors import ConfigError
@@ -60,9 +61,21 @@ def item_embeddings(embedder: Embedder, rows: NDArray[np.int64] | None = None) -
     return np.concatenate(list(item_blocks(embedder, rows)))
 
 
-def history_table(embedder: Embedder) -> NDArray[np.float32] | None:
-    """``[I, H]`` float32: what each item contributes to a history; None if the model reads no histories."""
-    return _array(embedder.history_table()) if embedder.model.history_dim else None
+def map_history(embedder: Embedder, path: Path) -> NDArray[np.float32] | None:
+    """``[I, H]`` float32: what each item contributes to a history, memory-mapped; the embedder reads it there too.
+
+    Args:
+        embedder: the trained model with its feature tables.
+        path: a new ``.npy`` file.
+
+    Returns:
+        None if the model reads no histories.
+    """
+    if not embedder.model.history_dim:
+        return None
+    out = write_blocks(map(_array, embedder.history_blocks()), len(embedder.items), path)
+    embedder.keep_history(torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False)))  # torch wants to own it
+    return out
 
 
 def query_embeddings(embedder: Embedder, batches: Any) -> NDArray[np.float32]:

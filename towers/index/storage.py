@@ -17,6 +17,7 @@ normalised stays so.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,12 +71,22 @@ class StoredVectors:
         return self[:].astype(dtype or np.float32, copy=False)
 
 
-def stored(vectors: NDArray[np.float32], storage: str) -> Any:
-    """Vectors ``[N, D]`` in fewer bytes; themselves with ``float32``."""
+def stored(vectors: NDArray[np.float32], storage: str, path: Path | None = None) -> Any:
+    """Vectors in fewer bytes; themselves with ``float32``.
+
+    Args:
+        vectors: ``[N, D]``, possibly memory-mapped.
+        storage: one of ``STORAGES``.
+        path: a new ``.npy`` file, in which the codes are to lie, memory-mapped; None: they are in memory.
+    """
     if storage == "float32":
         return vectors
     n, dim = vectors.shape
-    codes: NDArray[Any] = np.empty((n, dim), CODES[storage])
+    codes: NDArray[Any] = (
+        np.empty((n, dim), CODES[storage])
+        if path is None
+        else np.lib.format.open_memmap(path, "w+", CODES[storage], (n, dim))
+    )
     scales = np.empty(n, np.float32) if storage == "int8" else None
     for start in range(0, n, _BLOCK):
         part = slice(start, start + _BLOCK)

@@ -87,6 +87,7 @@ class Embedder:
         self.groups, self.group_weight = groups if group_weight else None, group_weight
         self.aggregation = aggregation
         self._history: Tensor | None = None
+        self._history_stays = False
         self._smoothed: Tensor | None = None
 
     def item_blocks(self, rows: Any | None = None) -> Iterator[Tensor]:
@@ -114,11 +115,23 @@ class Embedder:
             return self.item_blocks(task.query), torch.cat(list(self.embed_queries(task.batches)))
         return self.embed_queries(task.batches), self.embed_items(task.candidates)
 
+    def history_blocks(self) -> Iterator[Tensor]:
+        """``[n, H]``: what each item contributes to a history, block by block."""
+        yield from self._blocks(self.model.history_inputs, None)
+
     def history_table(self) -> Tensor:
         """``[I, H]``: what each item contributes to a history; computed once."""
         if self._history is None:
-            self._history = torch.cat(list(self._blocks(self.model.history_inputs, None)))
+            self._history = torch.cat(list(self.history_blocks()))
         return self._history
+
+    def keep_history(self, vectors: Tensor) -> None:
+        """Take ``history_table`` from here, where it stays: of each batch, the rows it needs go to the device.
+
+        Args:
+            vectors: ``[I, H]`` what ``history_blocks`` gave, possibly memory-mapped.
+        """
+        self._history, self._history_stays = vectors, True
 
     def embed_queries(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
         """``[B, D]`` embeddings of each batch of queries.
@@ -126,11 +139,16 @@ class Embedder:
         Args:
             batches: batches of arrays or tensors, on any device.
         """
-        vectors = self.history_table() if self.model.history_dim else None
         for batch in batches:
             here = to_device(batch, self.device)
-            history = None if vectors is None else history_of(here, vectors)
-            yield self._run(self._queries, here, history)
+            yield self._run(self._queries, here, self._history_of(here) if self.model.history_dim else None)
+
+    def _history_of(self, batch: Batch) -> HistoryInputs:
+        vectors = self.history_table()
+        if not self._history_stays:
+            return history_of(batch, vectors)
+        rows, place = batch.history.clamp(min=0).unique(return_inverse=True)
+        return history_of(batch, vectors[rows.cpu()].to(self.device), place)
 
     def _smooth(self, every: Tensor) -> Tensor:
         """``[I, D]`` → ``[I, D]``: what items say of each other, outside the model."""

@@ -1,7 +1,7 @@
 """The encoded features of all users, or of all items, on the training device.
 
 A batch carries row numbers; the towers gather their features here, so that nothing but integers
-crosses from the loader to the device.
+crosses from the loader to the device. Only an export of a large catalogue leaves them where they are, on the disk.
 """
 
 from __future__ import annotations
@@ -26,14 +26,19 @@ class FeatureTable(nn.Module):
     Args:
         encoded: ``[n]`` or ``[n, w]`` arrays by feature name, as a ``Featurizer`` makes them.
         rows: ``n``; needed only where there is no feature at all.
+        stays: the arrays do not follow the module; what is gathered goes to the device that asks.
     """
 
-    def __init__(self, encoded: Mapping[str, NDArray[Any] | Tensor], rows: int = 0) -> None:
+    def __init__(self, encoded: Mapping[str, NDArray[Any] | Tensor], rows: int = 0, *, stays: bool = False) -> None:
         super().__init__()
-        self.names = tuple(encoded)
+        self.names, self.stays = tuple(encoded), stays
         self._rows = len(next(iter(encoded.values()))) if encoded else rows
+        self._staying: dict[str, Tensor] = {}
         for i, array in enumerate(encoded.values()):
-            self.register_buffer(f"column_{i}", _tensor(array), persistent=False)
+            if stays:
+                self._staying[self.names[i]] = _tensor(array)
+            else:
+                self.register_buffer(f"column_{i}", _tensor(array), persistent=False)
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -41,11 +46,11 @@ class FeatureTable(nn.Module):
 
     def column(self, name: str) -> Tensor:
         """``[n]`` or ``[n, w]``: one feature of all rows."""
-        return self.get_buffer(f"column_{self.names.index(name)}")
+        return self._staying[name] if self.stays else self.get_buffer(f"column_{self.names.index(name)}")
 
     def select(self, names: Iterable[str]) -> FeatureTable:
         """A table of some of the features; it shares their memory."""
-        return FeatureTable({name: self.column(name) for name in names}, len(self))
+        return FeatureTable({name: self.column(name) for name in names}, len(self), stays=self.stays)
 
     def forward(self, rows: Tensor) -> Features:
         """Features of some rows.
@@ -57,7 +62,8 @@ class FeatureTable(nn.Module):
             ``[*]`` or ``[*, w]`` arrays by feature name.
         """
         flat = rows.reshape(-1)
-        out = {name: self.column(name).index_select(0, flat) for name in self.names}
+        there = flat.cpu() if self.stays else flat
+        out = {name: self.column(name).index_select(0, there).to(rows.device) for name in self.names}
         return out if rows.dim() == 1 else {k: v.reshape(*rows.shape, *v.shape[1:]) for k, v in out.items()}
 
 
