@@ -25,6 +25,8 @@ N, DIM = 12_000, 16
 ROUTES: list[tuple[str, Route]] = [
     *((kind, "exact") for kind in KINDS),
     *((kind, "index") for kind in KINDS),
+    ("ivf_flat", "cells"),
+    ("ivf_pq", "cells"),
     ("ivf_flat", "probe"),
     ("ivf_pq", "probe"),
 ]  # type: ignore[list-item]
@@ -57,7 +59,7 @@ def taken(route: Route) -> Iterator[None]:
         wanted = min(k + rest["excluded"], eligible)
         if route == "exact" or rest["exact"] or not eligible:
             return Plan("exact", items, eligible, rest["excluded"], wanted)
-        fetch = wanted if route == "probe" else min(items, int(1.3 * wanted * items / eligible) + 1)
+        fetch = wanted if route in ("cells", "probe") else min(items, int(1.3 * wanted * items / eligible) + 1)
         return Plan(route, items, eligible, rest["excluded"], fetch, recipe.probes(wanted * items / eligible))
 
     with mock.patch("towers.index.search.plan", plan):
@@ -100,7 +102,7 @@ def test_recall_at_100_on_every_route_at_every_selectivity(
 @settings(derandomize=True, deadline=None, max_examples=80)
 @given(
     kind=st.sampled_from(KINDS),
-    cells=st.booleans(),
+    route=st.sampled_from([None, "cells", "probe"]),
     share=st.floats(-4, 0).map(lambda power: 10**power),
     slant=st.sampled_from([0.0, 1.0, -1.0]),
     k=st.sampled_from([1, 10, 100]),
@@ -109,7 +111,7 @@ def test_recall_at_100_on_every_route_at_every_selectivity(
     seed=st.integers(0, 10**6),
 )
 def test_random_filters(
-    searches: dict[str, VectorSearch], kind: str, cells: bool, share: float, slant: float, k: int, queries: int,
+    searches: dict[str, VectorSearch], kind: str, route: Route | None, share: float, slant: float, k: int, queries: int,
     excluded: int, seed: int,
 ) -> None:  # fmt: skip
     """Filters drawn by lot, and filters that prefer items near the first query, or far from it."""
@@ -119,7 +121,7 @@ def test_random_filters(
     mask = worth >= np.quantile(worth, 1 - share)
     near = np.argsort(-(ITEMS @ asked.T), axis=0)[: 2 * excluded]  # what a user has seen lies where the best are
     exclude = [rng.permutation(near[:, i])[:excluded] for i in range(queries)]
-    with taken("probe") if cells and kind.startswith("ivf") else nullcontext():  # else as planned
+    with taken(route) if route and kind.startswith("ivf") else nullcontext():  # else as planned
         recall = checked(searches[kind], asked, k, mask, exclude)
     assert recall >= 0.95 or k * queries < 1000  # what was promised is a mean: one query may have less
 
@@ -136,6 +138,6 @@ def test_filters_that_point_away_are_noticed(searches: dict[str, VectorSearch], 
         beyond = mask.copy()
         beyond[near] = False
         assert checked(searches[kind], QUERIES[:1], 100, beyond, [np.zeros(0, int)]) >= 0.95
-        if route == "probe":
+        if route in ("cells", "probe"):
             (_, _), plan = searches[kind].explained(QUERIES[:2], 100, allowed=rows_where(beyond))
             assert plan.completed >= 1

@@ -21,12 +21,18 @@ def test_few_eligible_items_are_all_scored() -> None:
         assert (made.route, made.fetch, made.nprobe) == ("exact", 100, 0)
 
 
-def test_cells_are_scanned_where_some_pass_and_more_of_them_the_fewer_pass() -> None:
+def test_near_cells_are_looked_into_where_some_pass_and_more_of_them_the_fewer_pass() -> None:
     tenth, twentieth = (plan(IVF, N, DIM, N // part, 100) for part in (10, 20))
-    assert tenth.route == twentieth.route == "probe"
+    assert tenth.route == twentieth.route == "cells"
     assert tenth.nprobe == 114  # 64 · 10 ^ ¼
     assert twentieth.nprobe == 136  # 64 · 20 ^ ¼
     assert tenth.fetch == 100
+
+
+def test_cells_are_scanned_where_that_is_sooner_than_looking_at_all_that_passes() -> None:
+    many = IndexRecipe("ivf_flat", nprobe=64, probe_growth=0.25).resolve(100 * N, DIM)
+    made = plan(many, 100 * N, DIM, 10 * N, 100)
+    assert (made.route, made.fetch, made.nprobe) == ("probe", 100, 114)
 
 
 def test_the_index_is_asked_for_more_where_most_pass() -> None:
@@ -43,14 +49,14 @@ def test_without_a_filter_the_index_is_asked_for_what_is_wanted() -> None:
 
 
 def test_many_queries_that_share_a_filter_score_its_items_sooner() -> None:
-    assert plan(IVF, N, DIM, 50_000, 100).route == "probe"
+    assert plan(IVF, N, DIM, 50_000, 100).route == "cells"
     assert plan(IVF, N, DIM, 50_000, 100, queries=256).route == "exact"
 
 
 def test_only_cells_can_be_scanned_for_eligible_items() -> None:
     for kind in ("flat", "hnsw"):
         recipe = IndexRecipe(kind).resolve(N, DIM)
-        assert all(plan(recipe, N, DIM, N * i // 100, 100).route != "probe" for i in range(1, 100))
+        assert all(plan(recipe, N, DIM, N * i // 100, 100).route in ("exact", "index") for i in range(1, 100))
 
 
 def test_exact_is_exact() -> None:
@@ -61,7 +67,7 @@ def test_exact_is_exact() -> None:
 def test_a_plan_for_people() -> None:
     made = replace(plan(IVF, N, DIM, N // 10, 100, excluded=3), live=900_000, passing=110_000)
     assert str(made) == (
-        "probe: 100,000 of 1,000,000 items are eligible, 900,000 live, 110,000 pass the filter; "
+        "cells: 100,000 of 1,000,000 items are eligible, 900,000 live, 110,000 pass the filter; "
         "103 fetched from 115 cells, 3 excluded, 0 queries completed"
     )
 

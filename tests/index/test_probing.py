@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from towers.index.bitmaps import to_rows
-from towers.index.probing import cells_of, pointing_away, probe_growth, with_probe_growth
+from towers.index.probing import cells_of, in_cells, pointing_away, probe_growth, with_probe_growth
 from towers.index.recall import recall_at
 from towers.index.recipes import IndexRecipe, build_index
 from towers.index.search import VectorSearch
@@ -46,6 +46,10 @@ def test_a_filter_points_away_if_less_than_half_of_its_share_is_near() -> None:
     scanned = np.array([[0, 1], [2, 3]])
     assert pointing_away(scanned, even, cells, sizes).tolist() == [False, False]
     assert pointing_away(scanned, elsewhere, cells, sizes).tolist() == [True, False]
+    (held, away), (rest, there) = in_cells(scanned, elsewhere, cells, sizes)
+    assert (held.tolist(), rest.tolist()) == (list(range(10)), list(range(300, 400)))
+    assert (away, there) == (True, False)
+    assert [(len(mine), away) for mine, away in in_cells(scanned, even, cells, sizes)] == [(50, False), (50, False)]
 
 
 def test_the_measured_growth_keeps_recall_at_depth_for_other_queries(ivf: tuple[Any, IndexRecipe, np.ndarray]) -> None:

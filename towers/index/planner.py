@@ -1,4 +1,4 @@
-"""Three ways to the best eligible items, and which is the shortest for a request.
+"""Four ways to the best eligible items, and which is the shortest for a request.
 
 ``N`` items, ``E`` of them eligible, ``p = E / N``, ``Q`` queries, ``D`` dimensions, ``k`` results.
 
@@ -6,8 +6,9 @@
 route    what is done                                                            shortest when
 =======  ======================================================================  ==================================
 exact    every eligible item is scored, and no other is looked at                few pass, or many queries share them
-probe    the cells of an IVF index are scanned for eligible items, the more of   some pass
-         them the fewer pass
+cells    the eligible items in the nearest cells of an IVF index are scored,     some pass, one query asks
+         in the more cells the fewer pass
+probe    those cells are scanned for eligible items by the index itself          some pass of very many
 index    the index is asked for more than ``k``, and what is not eligible        most pass
          dropped
 =======  ======================================================================  ==================================
@@ -20,12 +21,12 @@ constants are off by a quarter loses little.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from towers.index.recipes import IndexRecipe
 
-Route = Literal["exact", "probe", "index"]
+Route = Literal["exact", "cells", "probe", "index"]
 FEW_ITEMS = 4096  # so many are scored sooner than any index is asked
 FEW_QUERIES = 4  # up to so many, eligible embeddings are scored where they lie; for more they are copied together once
 MOST = 1 / 3  # if more of the items are eligible, scoring all in their order is quicker than going from one to the next
@@ -41,10 +42,12 @@ _CELL = 0.5  # … a dimension of a cell's centre
 _CODE = 1.0  # … a byte of a product-quantised vector
 _FAST = 0.1  # … half a byte of one that is scanned 32 at a time
 _SIGN = 0.2  # … a dimension of which the sign is kept
+_PICK = 1.5  # … an eligible item's cell; as much again for each query, whether the cell is near
 _CHECK = 5.0  # … asking whether an item is eligible
 _SURPRISE = 35.0  # … an answer that the processor did not foresee
 _PLACE = 120.0  # … an item that takes a place among the results, for the time being
-_BITS = 200_000.0  # … a bitmap as FAISS reads it, and a look at where the eligible items lie
+_STEP = 30_000.0  # … a query that is not answered together with the others
+_BITS = 100_000.0  # … a bitmap as FAISS reads it, and a look at where the eligible items lie
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,9 @@ def plan(
         (_index(recipe, items, dim, over, queries), over),
     ]
     if over.nprobe:
-        probe = Plan("probe", items, eligible, excluded, wanted, recipe.probes(depth))
+        cells = Plan("cells", items, eligible, excluded, wanted, recipe.probes(depth))
+        probe = replace(cells, route="probe")
+        routes.append((_in_cells(recipe, items, dim, cells, queries), cells))
         routes.append((_probe(recipe, items, dim, probe, queries), probe))
     return min(routes, key=lambda r: r[0])[1]
 
@@ -139,6 +144,11 @@ def _index(recipe: IndexRecipe, items: int, dim: int, plan: Plan, queries: int) 
     scanned = items * plan.nprobe / recipe.nlist
     each = _cells(recipe, dim) + scanned * _scored(recipe, dim) + _kept(recipe, dim, plan.fetch, scanned)
     return queries * each
+
+
+def _in_cells(recipe: IndexRecipe, items: int, dim: int, plan: Plan, queries: int) -> float:
+    held = plan.eligible * plan.nprobe / recipe.nlist
+    return plan.eligible * _PICK * (1 + queries) + queries * (_STEP + _cells(recipe, dim) + held * dim * _ROW)
 
 
 def _probe(recipe: IndexRecipe, items: int, dim: int, plan: Plan, queries: int) -> float:

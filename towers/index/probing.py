@@ -14,6 +14,7 @@ them lie in cells that are not scanned: ``pointing_away`` notices, and the searc
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +58,26 @@ def pointing_away(
     held = np.bincount(sample, minlength=len(sizes)) / len(sample)
     by_chance = sizes / len(cells)
     return np.asarray(held[scanned].sum(1) < _AWAY * by_chance[scanned].sum(1), np.bool_)
+
+
+def in_cells(
+    scanned: NDArray[np.int64], eligible: Rows, cells: NDArray[np.int32], sizes: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], bool]]:
+    """For each query the eligible items in its cells; and whether it is one of those that ``pointing_away`` means.
+
+    Args:
+        scanned: as there, like all others.
+        eligible: some items.
+        cells: ``[N]``.
+        sizes: ``[C]``.
+    """
+    rows = np.frombuffer(eligible.to_array(), np.uint32)
+    lies = cells.take(rows)
+    for mine in scanned:
+        near = np.zeros(len(sizes), np.bool_)
+        near[mine] = True
+        held = rows.take(np.flatnonzero(near.take(lies))).astype(np.int64)
+        yield held, len(held) < _AWAY * len(rows) * int(sizes[mine].sum()) / len(cells)
 
 
 def with_probe_growth(

@@ -23,7 +23,7 @@ from towers.index.bitmaps import Rows, packed, row_numbers
 from towers.index.exact import Found, best_of, exact_search, nothing
 from towers.index.faiss_setup import faiss
 from towers.index.planner import FEW_QUERIES, Plan, plan
-from towers.index.probing import cells_of, pointing_away
+from towers.index.probing import cells_of, in_cells, pointing_away
 from towers.index.recipes import IndexRecipe
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ class VectorSearch:
         away: NDArray[np.bool_] | None = None
         if way.route == "exact":
             found = self.exact(queries, way.fetch, None if allowed is None else row_numbers(allowed))
-        elif way.route == "probe" and allowed is not None:
-            found, away = self._probe(queries, way, allowed)
+        elif way.route in ("cells", "probe") and allowed is not None:
+            found, away = (self._in_cells if way.route == "cells" else self._probe)(queries, way, allowed)
         else:
             found = self.approximate(queries, way.fetch, way.nprobe)
         # The other routes look at eligible items only; what the index finds has to be sifted.
@@ -124,8 +124,18 @@ class VectorSearch:
             return self.device.search(queries, k, rows)
         return exact_search(queries, self.embeddings, k, rows)
 
+    def _in_cells(self, queries: NDArray[np.float32], way: Plan, allowed: Rows) -> tuple[Found, NDArray[np.bool_]]:
+        """The best eligible items of the cells nearest to each query; and ``[Q]`` whether to look elsewhere."""
+        (rows, scores), away = nothing(len(queries), way.fetch), np.zeros(len(queries), np.bool_)
+        near, _ = self._nearest(queries, way.nprobe)
+        for q, (held, elsewhere) in enumerate(in_cells(near, allowed, self._cells, self._cell_sizes)):
+            away[q] = elsewhere
+            if n := min(way.fetch, len(held)):
+                (rows[q, :n],), (scores[q, :n],) = self.exact(queries[q : q + 1], n, held)
+        return (rows, scores), away
+
     def _probe(self, queries: NDArray[np.float32], way: Plan, allowed: Rows) -> tuple[Found, NDArray[np.bool_]]:
-        """The best eligible items in the cells nearest to each query; and ``[Q]`` whether to look elsewhere."""
+        """Likewise, found by the index."""
         cells, near = self._nearest(queries, way.nprobe)
         away = pointing_away(cells, allowed, self._cells, self._cell_sizes)
         bits = packed(allowed, len(self.embeddings))
