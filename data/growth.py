@@ -103,7 +103,7 @@ class Base:
         index = np.concatenate([index, np.flatnonzero(fresh.to_numpy(zero_copy_only=False))])
         table = newest.table
         if len(lost):
-            old = self.data.raw(side).select(table.column_names).take(pa.array(lost))
+            old = self.data.raw(side, table.column_names).take(pa.array(lost))
             try:
                 table = pa.concat_tables([table, old], promote_options="permissive")
             except pa.ArrowException as e:
