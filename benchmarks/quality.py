@@ -61,7 +61,8 @@ def measure(
     places = [f"shared={shared}", f"var={var or scratch / 'var'}", f"runs={scratch}/runs", f"threads={threads}"]
     tasks = f"evaluate=[{','.join(protocol.tasks)}]"
     latest = scratch / "runs" / method.name / "latest"
-    settings = [f"seed={seed}", *(method.quick if quick else ())]
+    # validation has chosen by then: a report of it would say no more
+    settings = [f"seed={seed}", *(method.quick if quick else ()), "evaluate=[]"]
     start = time.perf_counter()
     commands = [["train.py", f"experiment={method.experiment}", f"name={method.name}", *settings]]
     verb(*commands[0], *places)
