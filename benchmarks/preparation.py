@@ -22,7 +22,7 @@ import duckdb
 
 from benchmarks.line import report
 
-THREADS, MEMORY = 2, "1500MB"
+THREADS, MEMORY = 2, "2GB"
 SORT = "COPY (SELECT * FROM read_parquet('{log}') ORDER BY user, time) TO '{out}' (FORMAT parquet, COMPRESSION zstd)"
 
 

@@ -33,6 +33,7 @@ from data.files import File, unregister
 from data.fingerprint import all_files, fingerprint, log_files
 from data.growth import Base
 from data.numbering import Numbering
+from data.settings import byte_size
 from data.sides import write_sides
 from data.spec import DatasetSpec
 from data.task_files import write_task
@@ -47,7 +48,7 @@ def prepare(
     *,
     progress: Progress = lambda what, share: None,
     threads: int = 2,
-    memory: str = "1500MB",
+    memory: int | str = "2GB",
     encoders: Encoders = open_encoder,
     whole: bool = False,
     say: Callable[[str], None] = lambda text: None,
@@ -59,7 +60,8 @@ def prepare(
         target: folder to write; it appears only when it is complete.
         progress: called with (what, share done).
         threads: of DuckDB.
-        memory: DuckDB's limit; beyond it, it spills to disk.
+        memory: bytes, or ``500MB``: two thirds of it are DuckDB's, which spills to disk beyond them; the rest is for the
+            tables of users and items and for what is being written.
         encoders: what opens the encoder of a sentence by its name (``text_vectors.kept`` remembers its vectors).
         whole: prepare everything, also where newer files could be added.
         say: told why everything is prepared where newer files were to be added.
@@ -70,7 +72,8 @@ def prepare(
     # before anything is read: a file that changes meanwhile makes the result outdated
     mark, files = fingerprint(spec), log_files(spec)
     with atomic_folder(target) as out, tempfile.TemporaryDirectory(prefix=".spill", dir=out.parent) as spill:
-        con = duckdb.connect(config={"threads": threads, "memory_limit": memory, "temp_directory": spill})
+        limit = f"{byte_size(memory, 'memory') * 2 // 3}B"
+        con = duckdb.connect(config={"threads": threads, "memory_limit": limit, "temp_directory": spill})
         con.execute("SET TimeZone='UTC'; SET preserve_insertion_order=true")
         try:
             log = Log(con, spec, spec.split_names)

@@ -199,7 +199,8 @@ class PreparedDataset:
     @cached_property
     def history_bounds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """``offsets`` ``[users + 1]`` and ``stage_ends`` ``[users, 2]`` of the history log, without holding it."""
-        counts = np.zeros((3, len(self.users)), np.int64)  # events of each user in stages 0, 1 and 2
+        n = len(self.users)
+        counts = np.zeros((3, n), np.int32)  # events of each user in stages 0, 1 and 2
         groups = self.row_groups("history")
         column = c.STAGE if self._bounds is None else c.TIME
         for table in groups.slices(0, int(groups.starts[-1]), [c.USER_ROW, column]):
@@ -208,9 +209,11 @@ class PreparedDataset:
             first, last = int(user[0]), int(user[-1])
             for s in range(3):
                 counts[s, first : last + 1] += np.bincount(user[stage == s] - first, minlength=last + 1 - first)
-        offsets = np.zeros(len(self.users) + 1, np.int64)
-        np.cumsum(counts.sum(axis=0), out=offsets[1:])
-        return offsets, offsets[:-1, None] + np.cumsum(counts[:2], axis=0).T
+        offsets, ends = np.zeros(n + 1, np.int64), np.empty((n, 2), np.int64)
+        np.cumsum(counts.sum(axis=0, dtype=np.int64), out=offsets[1:])
+        np.add(offsets[:-1], counts[0], out=ends[:, 0])
+        np.add(ends[:, 0], counts[1], out=ends[:, 1])
+        return offsets, ends
 
     @cached_property
     def history(self) -> HistoryLog:

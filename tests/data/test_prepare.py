@@ -253,7 +253,7 @@ def test_a_log_larger_than_memory_spills_and_leaves_nothing(tmp_path: Path) -> N
     table = big(np.random.default_rng(0), 300_000)
     write(tmp_path / "log.parquet", table)
     config = {"events": {"files": "log.parquet", "time": {"column": "time", "unit": "us"}}}
-    little = prepare(spec(tmp_path, **config), tmp_path / "little", memory="40MB", threads=1)
+    little = prepare(spec(tmp_path, **config), tmp_path / "little", memory="60MB", threads=1)
     much = prepare(spec(tmp_path, **config), tmp_path / "much")
     assert everything(little) == everything(much)
     assert {p.name for p in tmp_path.iterdir()} == {"log.parquet", "little", "much"}

@@ -42,7 +42,8 @@ _CELL = 0.5  # … a dimension of a cell's centre
 _CODE = 1.0  # … a byte of a product-quantised vector
 _FAST = 0.1  # … half a byte of one that is scanned 32 at a time
 _SIGN = 0.2  # … a dimension of which the sign is kept
-_PICK = 1.5  # … an eligible item's cell; as much again for each query, whether the cell is near
+_FAR = 0.7  # … a dimension of an embedding scored where it lies, others being far away
+_PICK = 3.0  # … an eligible item's cell; as much again for each query, whether the cell is near
 _CHECK = 5.0  # … asking whether an item is eligible
 _SURPRISE = 35.0  # … an answer that the processor did not foresee
 _PLACE = 120.0  # … an item that takes a place among the results, for the time being
@@ -148,7 +149,7 @@ def _index(recipe: IndexRecipe, items: int, dim: int, plan: Plan, queries: int) 
 
 def _in_cells(recipe: IndexRecipe, items: int, dim: int, plan: Plan, queries: int) -> float:
     held = plan.eligible * plan.nprobe / recipe.nlist
-    return plan.eligible * _PICK * (1 + queries) + queries * (_STEP + _cells(recipe, dim) + held * dim * _ROW)
+    return plan.eligible * _PICK * (1 + queries) + queries * (_STEP + _cells(recipe, dim) + held * dim * _FAR)
 
 
 def _probe(recipe: IndexRecipe, items: int, dim: int, plan: Plan, queries: int) -> float:
