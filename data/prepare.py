@@ -60,8 +60,8 @@ def prepare(
         target: folder to write; it appears only when it is complete.
         progress: called with (what, share done).
         threads: of DuckDB.
-        memory: bytes, or ``500MB``: two thirds of it are DuckDB's, which spills to disk beyond them; the rest is for the
-            tables of users and items and for what is being written.
+        memory: bytes, or ``500MB``: two thirds of it are DuckDB's, which spills to disk beyond them; the rest is for
+            the tables of users and items and for what is being written.
         encoders: what opens the encoder of a sentence by its name (``text_vectors.kept`` remembers its vectors).
         whole: prepare everything, also where newer files could be added.
         say: told why everything is prepared where newer files were to be added.
