@@ -42,6 +42,7 @@ _FIELDS: dict[str, tuple[str, Any]] = {
 _ORDER = 8  # bytes of a position in the shuffled order
 _EVENT = 21  # bytes of an event in a history: its columns, its item among the known ones
 _USER = 32  # bytes: where a user's histories and known items begin and end
+_EACH_USER, _EACH_ITEM = 40, 64  # bytes of the whole log: where histories lie; ids, counts and weights of negatives
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,12 @@ class TrainingParts:
         every = int(self.weights.sum())
         if self.dataset.generations > 1:  # each of them counts the whole histories of its users
             every = len(self) * (self._record.itemsize + _ORDER) + int(offsets[-1]) * _EVENT + len(offsets) * _USER
-        return every + len(offsets) * _USER
+        return every + self._always
+
+    @property
+    def _always(self) -> int:
+        """What the users and items of the whole log take, however small the windows are."""
+        return len(self.dataset.users) * _EACH_USER + len(self.dataset.items) * _EACH_ITEM
 
     def open(self, parts: Ints) -> Window:
         """Read some parts, of which neighbours are read as one.
@@ -184,7 +190,7 @@ class TrainingParts:
     def _capacity(self, budget: int | None) -> int | None:
         if budget is None or self.bytes <= budget:
             return None
-        fixed = len(self.dataset.history_bounds[0]) * _USER
+        fixed = self._always
         # one window is used, one is read; as much again is for what is decoded on the way and what allocators keep
         share, largest = (budget - fixed) // 4, int(self.weights.max())
         if share < largest:

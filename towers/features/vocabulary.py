@@ -150,8 +150,8 @@ class Vocabulary:
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
         """Read what ``save`` wrote."""
-        table = pq.read_table(path)
-        return cls(table[c.VALUE].combine_chunks(), table[c.COUNT].to_numpy().astype(np.int64))
+        table = pq.read_table(path, columns=[c.VALUE, c.COUNT])
+        return cls(table[c.VALUE].combine_chunks(), np.array(table[c.COUNT], np.int64))
 
 
 def _as_one_type(column: pa.Array, values: pa.Array, where: str) -> tuple[pa.Array, pa.Array]:
