@@ -23,9 +23,10 @@ from data.histories import stage as stage_of
 from data.parts import RowGroups, times
 from data.writer import FORMAT_VERSION
 from towers.errors import ConfigError, DataError
-from towers.features import Featurizer, Ragged, Schema
+from towers.features import FeatureInfo, Featurizer, Ragged, Schema
 from towers.features import columns as c
 from towers.features.featurizer import Encoded
+from towers.features.vocabulary import StoredVocabulary
 
 _FAR = np.iinfo(np.int64).max
 
@@ -98,6 +99,10 @@ class PreparedDataset:
     def featurizer(self, side: str) -> Featurizer:
         """The fitted features of a side."""
         return Featurizer.load(self.folder / "vocab", side, self.schema.side(side))
+
+    def infos(self, side: str) -> tuple[FeatureInfo, ...]:
+        """What a model needs to know of a side's features, without their vocabularies in memory."""
+        return Featurizer.load(self.folder / "vocab", side, self.schema.side(side), read=StoredVocabulary).infos
 
     def encoded(self, side: str, scratch: Path | None = None) -> Encoded:
         """Encoded feature arrays by name; ``[rows]`` or ``[rows, width]``.

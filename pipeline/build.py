@@ -67,9 +67,9 @@ def retrieval(
         total_steps: of the training, if it has an end.
         scratch: an empty folder, in which the items' features are to lie, memory-mapped; None: they are in memory.
     """
-    users, items, contexts = (dataset.featurizer(side) for side in ("user", "item", "context"))
+    infos = [dataset.infos(side) for side in ("user", "item", "context")]
     actions = len(dataset.schema.actions)
-    model = hydra.utils.instantiate(config.model)(users.infos, items.infos, contexts.infos, actions)
+    model = hydra.utils.instantiate(config.model)(*infos, actions)
     if isinstance(model, LightGCN):  # it reads all items at once
         scratch = None
     posted, expires = dataset.item_times()

@@ -29,7 +29,7 @@ def report(config: DictConfig, dataset: PreparedDataset, device: torch.device, w
         device: where it trains.
         world: processes.
     """
-    infos = [dataset.featurizer(side).infos for side in ("user", "item", "context")]
+    infos = [dataset.infos(side) for side in ("user", "item", "context")]
 
     def build() -> RetrievalModel:
         model: RetrievalModel = hydra.utils.instantiate(config.model)(*infos, len(dataset.schema.actions))

@@ -158,7 +158,7 @@ def test_a_query_and_a_title_can_have_one_vocabulary_of_what_both_saw(tmp_path: 
     assert query.infos[0].cardinality == title.infos[0].cardinality == 3 + 5  # ward nurse chef van cook
     for text in ("nurse", "ward", "cook", "chef", "driver"):
         assert (query.encode_rows([{"query": text}])["query"] == title.encode_rows([{"title": text}])["title"]).all()
-    counts = title.infos[0].counts
+    counts = title.infos[0].training_counts()
     assert counts is not None
     # three trained jobs, and the trained contexts "nurse, Bern" and "cook"
     assert counts[title.encode_rows([{"title": "nurse"}])["title"][0, 0]] == 2

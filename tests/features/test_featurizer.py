@@ -32,7 +32,7 @@ def test_id_counts_events_and_leaves_out_what_training_saw_too_little_of() -> No
     f = fitted(Feature("me", Kind.ID, min_count=2), pa.array([7, 8, 9, 10]), [2, 0, 5, 1])
     assert encoded(f, pa.array([7, 8, 9, 10, 99, None])) == [4, OOV, 3, OOV, OOV, MISSING]
     (info,) = f.infos
-    assert (info.width, info.cardinality, info.counts.tolist()) == (0, 5, [0, 0, 0, 5, 2])  # type: ignore[union-attr]
+    assert (info.width, info.cardinality, info.training_counts().tolist()) == (0, 5, [0, 0, 0, 5, 2])  # type: ignore[union-attr]
 
 
 def test_categorical_counts_rows_that_training_saw() -> None:
@@ -302,8 +302,8 @@ def test_nothing_but_training_rows_is_looked_at() -> None:
 def test_repeated_words_reach_the_encoded_text_and_are_counted_once_by_text() -> None:
     feature = Feature("title", Kind.TEXT, ("x",), max_length=6, words=(1,), chars=(), buckets=1 << 18, repeats=True)
     f = fitted(feature, ["wire wire drawer", "drawer"])
-    assert f.infos[0].counts is not None
-    assert sorted(f.infos[0].counts.tolist())[-2:] == [1, 2]  # wire in one text, drawer in two
+    assert (counts := f.infos[0].training_counts()) is not None
+    assert sorted(counts.tolist())[-2:] == [1, 2]  # wire in one text, drawer in two
     row = encoded(f, ["wire wire wire new words"])[0]
     assert row[0] == row[1] > OOV
     assert row[2:] == [OOV, PAD, PAD, PAD]

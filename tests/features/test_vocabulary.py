@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from towers.errors import DataError
-from towers.features import FIRST, MISSING, OOV, IdMap, Vocabulary
+from towers.features import FIRST, MISSING, OOV, IdMap, StoredVocabulary, Vocabulary
 
 
 def test_the_most_frequent_come_first_and_ties_go_by_value() -> None:
@@ -53,10 +53,11 @@ def test_weights_count_and_a_weight_of_nought_leaves_out() -> None:
 def test_the_way_to_disk_and_back(tmp_path: Path, column: Any) -> None:
     vocabulary = Vocabulary.fit(column)
     vocabulary.save(tmp_path / "v.parquet")
-    again = Vocabulary.load(tmp_path / "v.parquet")
-    assert again.values.equals(vocabulary.values)
-    assert again.counts.tolist() == vocabulary.counts.tolist()
-    assert again.encode(column).tolist() == vocabulary.encode(column).tolist()
+    for again in (Vocabulary.load(tmp_path / "v.parquet"), StoredVocabulary(tmp_path / "v.parquet")):
+        assert again.values.equals(vocabulary.values)
+        assert again.counts.tolist() == vocabulary.counts.tolist()
+        assert again.encode(column).tolist() == vocabulary.encode(column).tolist()
+        assert (len(again), again.all_counts().tolist()) == (len(vocabulary), vocabulary.all_counts().tolist())
     on_disk = pq.read_table(tmp_path / "v.parquet")
     assert on_disk["id"].to_pylist() == list(range(FIRST, len(vocabulary)))
 

@@ -11,7 +11,7 @@ from towers.features.ids import IdMap
 from towers.features.ragged import Ragged
 from towers.features.schema import Action, Feature, Kind, Schema
 from towers.features.sentences import Encoders, TextEncoder, open_encoder
-from towers.features.vocabulary import FIRST, MISSING, OOV, PAD, Vocabulary
+from towers.features.vocabulary import FIRST, MISSING, OOV, PAD, StoredVocabulary, Vocabulary
 
 __all__ = [
     "FIRST",
@@ -28,6 +28,7 @@ __all__ = [
     "Kind",
     "Ragged",
     "Schema",
+    "StoredVocabulary",
     "TextEncoder",
     "Vocabulary",
     "open_encoder",

@@ -44,7 +44,7 @@ class FeatureInfo:
         kind: see ``Kind``.
         width: columns of the encoded array; 0 for a plain ``[n]`` array.
         cardinality: embedding rows; 0 for dense features.
-        counts: ``[cardinality]`` training counts by id, or None (dense, bucketised).
+        counts: ``[cardinality]`` training counts by id, or what reads them when a model asks; None (dense, bucketised).
         vocabulary: the feature whose vocabulary it shares, ``items.NAME``, or None.
         keys: makes ``[cardinality, 2]`` keys by id (``Vocabulary.keys``), for tables that hash values; None: ids are
             what is hashed.
@@ -54,9 +54,13 @@ class FeatureInfo:
     kind: Kind
     width: int
     cardinality: int
-    counts: NDArray[np.int64] | None = None
+    counts: NDArray[np.int64] | Callable[[], NDArray[np.int64]] | None = None
     vocabulary: str | None = None
     keys: Callable[[], NDArray[np.int32]] | None = field(default=None, repr=False, compare=False)
+
+    def training_counts(self) -> NDArray[np.int64] | None:
+        """``counts``, read now if they have not been yet."""
+        return self.counts() if callable(self.counts) else self.counts
 
 
 @dataclass
@@ -86,7 +90,7 @@ class FittedFeature:
                 return FeatureInfo(f.name, f.kind, 0, FIRST + len(self.numbers["edges"]) + 1)
             return FeatureInfo(f.name, f.kind, 2, 0)
         known, width = self._known, f.max_length if f.kind in (Kind.CATEGORICAL_LIST, Kind.TEXT) else 0
-        return FeatureInfo(f.name, f.kind, width, len(known), known.all_counts(), f.vocabulary, lambda: known.keys)
+        return FeatureInfo(f.name, f.kind, width, len(known), known.all_counts, f.vocabulary, lambda: known.keys)
 
     @property
     def _known(self) -> Vocabulary:

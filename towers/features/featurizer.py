@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -160,15 +160,29 @@ class Featurizer:
 
     @classmethod
     def load(
-        cls, folder: Path, side: str, features: Sequence[Feature], encoders: Encoders = open_encoder
+        cls,
+        folder: Path,
+        side: str,
+        features: Sequence[Feature],
+        encoders: Encoders = open_encoder,
+        *,
+        read: Callable[[Path], Vocabulary] = Vocabulary.load,
     ) -> Featurizer:
-        """Read what ``save`` wrote for these declarations. Encoders are opened when the first text needs them."""
+        """Read what ``save`` wrote for these declarations. Encoders are opened when the first text needs them.
+
+        Args:
+            folder: what ``save`` was given.
+            side: likewise.
+            features: the declarations.
+            encoders: what opens the encoder of a sentence by its name.
+            read: makes a vocabulary of its file; ``StoredVocabulary`` leaves it there.
+        """
         if not features:
             return cls([])
         state = json.loads((folder / f"{side}.json").read_text())
         fitted = []
         for f in features:
-            vocabulary = Vocabulary.load(folder / f"{side}.{f.name}.parquet") if state[f.name]["vocabulary"] else None
+            vocabulary = read(folder / f"{side}.{f.name}.parquet") if state[f.name]["vocabulary"] else None
             f = replace(f, columns=tuple(state[f.name].get("columns", f.columns)))
             fitted.append(FittedFeature(f, vocabulary, state[f.name]["numbers"], encoders))
         return cls(fitted)

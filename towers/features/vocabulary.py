@@ -36,8 +36,17 @@ class Vocabulary:
     """
 
     def __init__(self, values: pa.Array, counts: NDArray[np.int64]) -> None:
-        self.values = values
-        self.counts = counts
+        self._values, self._counts = values, counts
+
+    @property
+    def values(self) -> pa.Array:
+        """``[V]`` values, in the order of their ids."""
+        return self._values
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """``[V]`` how often each was seen in training."""
+        return self._counts
 
     @classmethod
     def fit(
@@ -152,6 +161,32 @@ class Vocabulary:
         """Read what ``save`` wrote."""
         table = pq.read_table(path, columns=[c.VALUE, c.COUNT])
         return cls(table[c.VALUE].combine_chunks(), np.array(table[c.COUNT], np.int64))
+
+
+class StoredVocabulary(Vocabulary):
+    """A vocabulary in its file: what is asked for is read, and nobody keeps it.
+
+    Args:
+        path: what ``save`` wrote; of it the footer is read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size: int = pq.read_metadata(path).num_rows
+
+    @property
+    def values(self) -> pa.Array:
+        """``[V]``, read now."""
+        return pq.read_table(self._path, columns=[c.VALUE])[c.VALUE].combine_chunks()
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """``[V]``, read now."""
+        return np.array(pq.read_table(self._path, columns=[c.COUNT])[c.COUNT], np.int64)
+
+    def __len__(self) -> int:
+        """Number of embedding rows."""
+        return FIRST + self._size
 
 
 def _as_one_type(column: pa.Array, values: pa.Array, where: str) -> tuple[pa.Array, pa.Array]:

@@ -211,7 +211,8 @@ def log_idf(info: FeatureInfo) -> Tensor:
     The most frequent value stands for "every row has it", since a vocabulary does not know how many rows
     there were. The special ids weigh as little as the most frequent value.
     """
-    counts = np.zeros(info.cardinality) if info.counts is None else info.counts.astype(np.float64)
+    known = info.training_counts()
+    counts = np.zeros(info.cardinality) if known is None else known.astype(np.float64)
     idf = 1.0 + np.log((1.0 + counts.max(initial=0)) / (1.0 + counts))
     idf[:FIRST] = 1.0
     return torch.from_numpy(np.log(idf)).float()

@@ -40,11 +40,12 @@ class Popularity(nn.Module):
         if not ids:
             raise ConfigError("offsets by popularity need an item id; do not exclude it in model.item of every block")
         info = max(ids, key=lambda i: i.cardinality)  # an employer's id has fewer values
-        assert info.counts is not None
+        counts = info.training_counts()
+        assert counts is not None
         self.id = info.name
         self.log_scale = nn.Parameter(torch.zeros(n_blocks, KNOTS), requires_grad=False)
         self.offset = nn.Parameter(torch.zeros(KNOTS), requires_grad=False)
-        events = torch.tensor(info.counts, dtype=torch.float32)
+        events = torch.tensor(counts, dtype=torch.float32)
         events[:FIRST] = 0  # a new item has no events
         self.register_buffer("events", events, persistent=False)
         self.events: Tensor
