@@ -56,8 +56,17 @@ bench-scale: $(VENV)/installed ## reading, growth and a large table, in 30 minut
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.tables --rows 10000000
 
-bench-index: $(VENV)/installed ## kinds of index against other libraries: make bench-index ARGS="--run runs/melo/latest"
-	$(BIN)/python -m benchmarks.index $(ARGS)
+bench-index: $(VENV)/installed ## kinds of index, filters, live items, swaps, spoilt bundles, skew (2 hours); ARGS="--items 50000" is sooner
+	test -e runs/melo/latest || $(BIN)/python train.py experiment=melo
+	test -e runs/market/latest/bundle || $(MAKE) demo
+	$(BIN)/python -m benchmarks.index --run runs/melo/latest $(ARGS)
+	$(BIN)/python -m benchmarks.filtered
+	$(BIN)/python -m benchmarks.filtered --random 1000000 --items 30000 --dim 32
+	$(BIN)/python -m benchmarks.live
+	$(BIN)/python -m benchmarks.live --kills 200
+	$(BIN)/python -m benchmarks.swaps
+	$(BIN)/python -m benchmarks.corruption
+	$(BIN)/python -m benchmarks.skew
 
 serving-check: $(VENV)/installed ## a bundle is served by `pip install .[cpu]` alone: no torch, no Lightning
 	$(PYTHON) -m venv $(VENV)-serving

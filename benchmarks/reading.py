@@ -7,8 +7,7 @@ decodes them, leaves out what is no training example, shuffles, and hands out ba
 with the memory budget. The two take turns in one process, both with all cores.
 
 Memory is that of an epoch of whole batches (histories, ages, known items), in a process of its own: what it grows by
-after the tables of users and items are there and a first small dataset has been streamed, which loads what is loaded
-once.
+after a first small dataset has been streamed, which loads what is loaded once.
 """
 
 from __future__ import annotations
@@ -71,7 +70,6 @@ def scan(data: PreparedDataset) -> int:
 def grown(folder: Path, budget: int) -> int:
     """Bytes by which a streamed epoch of whole batches grows this process."""
     data = PreparedDataset(folder)
-    len(data.users), len(data.items)
     before = peak()
     for _ in TrainBatches(TrainingParts(data, budget), joined, BATCH, 0, lambda: 0):
         pass
