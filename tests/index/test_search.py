@@ -29,6 +29,18 @@ def searches() -> dict[str, VectorSearch]:
     return {k: VectorSearch(build_index(x, r, DOT), x, r) for k, r in recipes.items()}
 
 
+@pytest.mark.parametrize("rows", [None, np.arange(0, N, 7), np.arange(0, N, 100)])
+@pytest.mark.parametrize("n", [1, 6])
+def test_a_query_that_is_no_number_finds_nothing(rows: np.ndarray | None, n: int) -> None:
+    """A tower that diverged gives such vectors; the others of the request have their answers."""
+    x, asked = queries(N, 1), queries(n)
+    asked[0, 3] = np.nan
+    found, scores = exact_search(asked, x, 10, rows)
+    assert (found[0] == -1).all()
+    assert (scores[0] < -1e30).all()
+    assert (found[1:] >= 0).all()
+
+
 def queries(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, DIM)).astype(np.float32)
 

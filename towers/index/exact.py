@@ -33,7 +33,7 @@ def exact_search(
         rows: some items; None: all.
 
     Returns:
-        rows and scores ``[Q, min(k, len)]``, best first.
+        rows and scores ``[Q, min(k, len)]``, best first. A query that is not finite finds nothing.
     """
     plain = isinstance(embeddings, np.ndarray)
     in_place = plain and embeddings.flags.c_contiguous and len(queries) <= FEW_QUERIES
@@ -59,7 +59,8 @@ def exact_search(
         scores, found = faiss.knn(
             queries, embeddings.take(block, axis=0), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT
         )
-        best = best_of(np.hstack([best[0], block[found]]), np.hstack([best[1], scores]), k)
+        found = np.where(found < 0, -1, block[found])
+        best = best_of(np.hstack([best[0], found]), np.hstack([best[1], scores]), k)
     return best
 
 
@@ -83,7 +84,7 @@ def _streamed(
     """
     found, scores = nothing(len(queries), k)
     pointer, of_block = _faiss.swig_ptr, np.empty(_CACHED, np.float32)
-    for q in range(len(queries) if k else 0):
+    for q in _finite(queries) if k else ():
         least, rows, best = np.float32(-np.inf), found[q, :0], scores[q, :0]
         for start in range(0, len(vectors), _CACHED):
             block = vectors[start : start + _CACHED]
@@ -107,13 +108,18 @@ def _in_place(queries: NDArray[np.float32], vectors: NDArray[np.float32], rows: 
     """The ``k`` best of some rows, scored where they lie: a third of the time of copying them first, for one query."""
     found, scores = nothing(len(queries), k)
     pointer, of_rows = _faiss.swig_ptr, np.empty(len(rows), np.float32)
-    for q in range(len(queries) if k else 0):
+    for q in _finite(queries) if k else ():
         _faiss.fvec_inner_products_by_idx(
             pointer(of_rows), pointer(queries[q]), pointer(vectors), pointer(rows), vectors.shape[1], 1, len(rows)
         )
         best = _first(of_rows, k)
         found[q], scores[q] = rows[best], of_rows[best]
     return found, scores
+
+
+def _finite(queries: NDArray[np.float32]) -> list[int]:
+    """Queries whose scores have an order."""
+    return [q for q in range(len(queries)) if np.isfinite(queries[q]).all()]
 
 
 def _first(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
