@@ -69,6 +69,7 @@ bench-index: $(VENV)/installed ## kinds of index, filters, live items, swaps, sp
 	$(BIN)/python -m benchmarks.skew
 
 serving-check: $(VENV)/installed ## a bundle is served by `pip install .[cpu]` alone: no torch, no Lightning
+	test -e $(RUN)/bundle || $(MAKE) demo
 	$(PYTHON) -m venv $(VENV)-serving
 	$(VENV)-serving/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[cpu]'
 	$(VENV)-serving/bin/python -I tests/serving_check.py $(RUN)/bundle
