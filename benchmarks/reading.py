@@ -46,7 +46,7 @@ class Columns:
 
     def open(self, parts: Any) -> Callable[[Any], Examples]:
         """What makes a batch of columns."""
-        return Window(self.parts.records(parts), 0, lambda e: e).take  # type: ignore[arg-type, return-value]
+        return Window(self.parts.records(parts), self.parts.users(parts), 0, lambda e: e).take  # type: ignore[arg-type, return-value]
 
 
 def together(batches: Sequence[Examples]) -> Examples:

@@ -9,10 +9,11 @@ Shapes: ``P`` parts, ``n`` positions of a window.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from itertools import pairwise
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from data.batches import Collator
 from data.examples import Examples
 from data.histories import HistoryLog
 from data.impressions import Impressions
+from data.parts import times
 from data.prepared import PreparedDataset
 from towers.errors import ConfigError
 from towers.features import Batch, Ragged
@@ -29,20 +31,62 @@ from towers.features import columns as c
 
 Ints = NDArray[np.int64]
 
-# Column → the field of ``Examples`` that it fills, and its type; the widest first.
+# Column → the field of a record that it fills, and its type; the widest first.
 _FIELDS: dict[str, tuple[str, Any]] = {
     c.TIME: ("time", np.int64),
-    c.HISTORY_END: ("history_end", np.int64),
+    c.HISTORY_END: ("history_end", np.int32),  # int64 where there are more events in histories than that tells
     c.USER_ROW: ("user", np.int32),
     c.ITEM_ROW: ("item", np.int32),
     c.WEIGHT: ("weight", np.float32),
     c.CONTEXT_ROW: ("context", np.int32),
     c.ACTION: ("action", np.int8),
 }
+_RECORD = 32  # bytes: half a line of the cache, and what numpy gathers without a call for each
 _ORDER = 8  # bytes of a position in the shuffled order
 _EVENT = 21  # bytes of an event in a history: its columns, its item among the known ones
 _USER = 32  # bytes: where a user's histories and known items begin and end
 _EACH_USER, _EACH_ITEM = 40, 64  # bytes of the whole log: where histories lie; ids, counts and weights of negatives
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """Users that are at hand: stretches of neighbours, whose histories lie in one log, end to end.
+
+    Attributes:
+        first, stop: ``[S]`` the first user of each stretch and the one after its last, ascending.
+        users, events: ``[S]`` users and events of histories before each.
+    """
+
+    first: Ints
+    stop: Ints
+    users: Ints
+    events: Ints
+
+    @classmethod
+    def of(cls, first: Ints, stop: Ints, offsets: Ints) -> Self:
+        """What covers some spans of users, which may overlap.
+
+        Args:
+            first: the first user of each span.
+            stop: the one after its last.
+            offsets: ``[users + 1]`` where histories begin in the log of everyone.
+        """
+        order = np.argsort(first, kind="stable")
+        first, stop = first[order], np.maximum.accumulate(stop[order])
+        begins = np.flatnonzero(np.r_[True, first[1:] > stop[:-1]])
+        first, stop = first[begins], stop[np.r_[begins[1:] - 1, len(stop) - 1]]
+        users, events = (np.cumsum(x) - x for x in (stop - first, offsets[stop] - offsets[first]))
+        return cls(first, stop, users, events)
+
+    def which(self, user: NDArray[Any] | int) -> Any:
+        """The stretch of each user."""
+        return np.searchsorted(self.first, user, side="right") - 1
+
+    def place(self, user: NDArray[np.int32]) -> NDArray[Any]:
+        """``[m]`` rows of some users in the log at hand."""
+        return (
+            user if len(self.first) == 1 and self.first[0] == 0 else user + (self.users - self.first)[self.which(user)]
+        )
 
 
 @dataclass(frozen=True)
@@ -51,18 +95,21 @@ class Window:
 
     Attributes:
         records: ``[n]`` their examples, end to end; a row each, since a shuffled batch takes rows from anywhere, and
-            one row is one visit to memory, where eight columns are eight.
+            one row is one visit to memory, where seven columns are seven.
+        users: those at hand.
         train: code of the split that they are of.
         collate: makes a batch of some of them.
     """
 
     records: NDArray[Any]
+    users: Stretches
     train: int
     collate: Callable[[Examples], Batch]
 
     def __call__(self, rows: Ints) -> Batch:
         """The batch of some of its ``n`` positions."""
-        return self.collate(self.take(rows))
+        e = self.take(rows)
+        return self.collate(replace(e, place=self.users.place(e.user)))
 
     def take(self, rows: Ints) -> Examples:
         """``[m]`` of its ``n`` positions as columns, which are views."""
@@ -91,10 +138,8 @@ class TrainingParts:
         looks = np.array([self._look(group) for group in range(len(self._groups))], np.int64).reshape(-1, 3)
         self._group = np.flatnonzero(looks[:, 0])
         self.sizes, self._first, self._stop = looks[self._group].T
-        named = [_FIELDS[name] for name in _FIELDS if name in self._groups.names]
-        named += [("place", np.int32)] + ([("shown_end", np.int64)] if impressions else [])
-        self._record = np.dtype(named, align=True)
         offsets, _ = dataset.history_bounds
+        self._record = _record(self._groups.names, int(offsets[-1]), shown=impressions > 0)
         self.weights: Ints = (
             self.sizes * (self._record.itemsize + _ORDER)
             + (offsets[self._stop] - offsets[self._first]) * _EVENT
@@ -141,51 +186,63 @@ class TrainingParts:
         return self._open(np.arange(len(self.sizes)))
 
     def _open(self, parts: Ints) -> Window:
-        records = self.records(parts)
+        records, users = self.records(parts), self.users(parts)
         if self.dataset.generations > 1 and len(parts) == len(self.sizes):  # as if there were one: by user, by time
             records = records[np.argsort(records["user"], kind="stable")]
-        logs = [self._log(*span) for _, span in self._runs(parts)]
-        known = [self._known(span[0], log) for (_, span), log in zip(self._runs(parts), logs, strict=True)]
+        spans = list(zip(users.first.tolist(), users.stop.tolist(), strict=True))
+        logs = [self._log(*span) for span in spans]
+        known = [self._known(first, log) for (first, _), log in zip(spans, logs, strict=True)]
         log, taken = (logs[0], known[0]) if len(logs) == 1 else (_joined_logs(logs), Ragged.joined(known))
         schema = self.dataset.schema
         collate = Collator(log, schema.clock, schema.history_length, taken, self.impressions)
-        window = Window(records, self._train, collate)
+        window = Window(records, users, self._train, collate)
         if self.impressions is not None:
             records["shown_end"] = self.impressions.attach(window.take(np.arange(len(records)))).shown_end
         return window
 
-    def records(self, parts: Ints) -> NDArray[Any]:
-        """The examples of some parts, end to end, with places and ends of histories in a log of their users alone.
+    def users(self, parts: Ints) -> Stretches:
+        """The users of some parts; everyone, where these are all parts.
 
         Args:
             parts: ascending numbers.
         """
-        out = np.zeros(int(self.sizes[parts].sum()), self._record)
-        names = [name for name in _FIELDS if name in self._groups.names]
-        read = list(dict.fromkeys([*names, self.dataset.split_column]))
         offsets, _ = self.dataset.history_bounds
-        at = users_before = events_before = 0
-        for run, (first, stop) in self._runs(parts):
-            batches = (batch for g in self._group[run] for batch in self._groups.read(int(g), read))
-            for batch in batches:
-                chosen = self._chosen(batch)
-                rows = out[at : (at := at + int(np.count_nonzero(chosen)))]
-                for name in names:
-                    column = (batch[name].cast(pa.int64()) if name == c.TIME else batch[name]).to_numpy()
-                    rows[_FIELDS[name][0]] = column if len(rows) == len(column) else column[chosen]
-                rows["history_end"] += offsets[rows["user"]] + (events_before - int(offsets[first]))
-                np.add(rows["user"], users_before - first, out=rows["place"])
-            users_before += stop - first
-            events_before += int(offsets[stop] - offsets[first])
+        if len(parts) == len(self.sizes):
+            return Stretches.of(np.array([0]), np.array([len(offsets) - 1]), offsets)
+        return Stretches.of(self._first[parts], self._stop[parts], offsets)
+
+    def records(self, parts: Ints) -> NDArray[Any]:
+        """The examples of some parts, end to end, with ends of histories in the log of their users.
+
+        Args:
+            parts: ascending numbers.
+        """
+        users, cuts = self.users(parts), np.cumsum([0, *self.sizes[parts]])
+        # from a multiple of their size on, so that none lies in two lines of the cache
+        room = np.empty(int(cuts[-1]) + 1, self._record)
+        begin = -room.ctypes.data % _RECORD
+        out = room.view(np.uint8)[begin : begin + int(cuts[-1]) * self._record.itemsize].view(self._record)
+        for part, (start, stop) in zip(parts, pairwise(cuts), strict=True):
+            self._fill(out[start:stop], part, users)
         return out
 
-    def _runs(self, parts: Ints) -> list[tuple[Ints, tuple[int, int]]]:
-        """Parts that follow each other, with their first user and the one after their last."""
-        if len(parts) == len(self.sizes):
-            return [(parts, (0, len(self.dataset.users)))]
-        generation = self._groups.generation[self._group[parts]]  # in each, users begin anew
-        runs = np.split(parts, np.flatnonzero((np.diff(parts) != 1) | (np.diff(generation) != 0)) + 1)
-        return [(run, (int(self._first[run[0]]), int(self._stop[run[-1]]))) for run in runs]
+    def _fill(self, rows: NDArray[Any], part: int, users: Stretches) -> None:
+        """Write the training examples of a part."""
+        offsets, _ = self.dataset.history_bounds
+        stretch = users.which(self._first[part])
+        before = int(users.events[stretch] - offsets[users.first[stretch]])
+        names = [name for name in _FIELDS if name in self._groups.names]
+        columns = list(dict.fromkeys([*names, self.dataset.split_column]))
+        at, some = 0, np.zeros(0, self._record)
+        for batch in self._groups.read(int(self._group[part]), columns):
+            if len(some) < len(batch):
+                some = np.zeros(len(batch), self._record)  # used again and again, hence in the cache
+            for name in names:
+                field, _ = _FIELDS[name]
+                some[field][: len(batch)] = times(batch) if name == c.TIME else batch[name].to_numpy()
+            some["history_end"][: len(batch)] += offsets[batch[c.USER_ROW].to_numpy()] + before
+            chosen = np.flatnonzero(self._chosen(batch))
+            some.take(chosen, out=rows[at : (at := at + len(chosen))], mode="clip")
 
     def _capacity(self, budget: int | None) -> int | None:
         if budget is None or self.bytes <= budget:
@@ -222,6 +279,23 @@ class TrainingParts:
             return self.dataset.known
         known = self.dataset.known_of(first, log)
         return Ragged(known.offsets, known.values.astype(np.int32))
+
+
+def _record(columns: Sequence[str], events: int, shown: bool) -> np.dtype[Any]:
+    """The type of a training example in memory.
+
+    Args:
+        columns: of the examples' files.
+        events: in all histories.
+        shown: examples know what was shown before them.
+    """
+    fields = dict(_FIELDS[name] for name in _FIELDS if name in columns)
+    if events > np.iinfo(np.int32).max:
+        fields = {"history_end": np.int64, **{name: of for name, of in fields.items() if name != "history_end"}}
+    dense = np.dtype([*fields.items(), *([("shown_end", np.int64)] if shown else [])], align=True)
+    offsets = [of[1] for of in (dense.fields or {}).values()]
+    return np.dtype({"names": list(dense.names or ()), "formats": [dense[name] for name in dense.names or ()],
+                     "offsets": offsets, "itemsize": max(_RECORD, dense.itemsize)})  # fmt: skip
 
 
 def _joined_logs(logs: list[HistoryLog]) -> HistoryLog:
