@@ -134,7 +134,7 @@ class TrainBatches(Generic[T]):
         seed: of the order.
         epoch: tells the current epoch.
         rank, world: this process and how many there are; each takes every ``world``-th example.
-        workers: threads that make batches, each one ahead.
+        workers: threads that make batches ahead, each one, or as many as are 8,192 examples.
         finish: what such a thread does to each batch at last, see ``pinned``; None: nothing.
 
     Raises:
