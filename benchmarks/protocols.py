@@ -205,7 +205,11 @@ METHODS = {
         _baseline("xing16_coldjob_item_knn", (("all/recall@20", 0.0494), ("all/ndcg@20", 0.0261))),
         _baseline("xing16_coldjob_tfidf", (("cold/recall@20", 0.2121), ("cold/ndcg@20", 0.1156))),
         Method("xing16_coldjob_collective", "closed form", quick=("model.dim=256",)),
-        Method("xing16_coldjob", chosen=True, quick=("trainer.max_epochs=1", "model.blocks.collective.dim=256")),
+        Method(
+            "xing16_coldjob",
+            chosen=True,
+            quick=("trainer.max_epochs=2", "model.blocks.collective.dim=256", "data.history_length=50"),
+        ),
     ],
     "jobviews": [
         _baseline("jobviews_popularity", _test(r20=0.0320, n20=0.0131)),
