@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from towers.features import FIRST, PAD, FeatureInfo, Kind
 from towers.model.hashed_tables import HashedTable, QuotientRemainderTable
+from towers.model.small_tables import SmallTable
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Weighted(Encoder):
 
     def weigh(self, info: FeatureInfo, sparse: bool) -> None:
         """Start the weights at the inverse document frequencies, and γ at 1."""
-        self.log_weight = nn.Embedding(info.cardinality, 1, padding_idx=PAD, sparse=sparse)
+        self.log_weight = SmallTable(info.cardinality, 1, padding_idx=PAD, sparse=sparse)
         with torch.no_grad():
             self.log_weight.weight.copy_(log_idf(info).unsqueeze(1))
         self.length_power = nn.Parameter(torch.ones(()))  # γ

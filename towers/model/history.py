@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from towers.model.ridge import FoldIn
 from towers.model.sequence import SequenceEncoder, SequenceSettings
+from towers.model.small_tables import SmallTable
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class HistoryPooling(nn.Module):
         if settings.nothing == "zero":
             nn.init.zeros_(self.no_history.requires_grad_(False))
         if self.kind != "sequence":
-            self.action_logit = nn.Embedding(n_actions, self.heads)
+            self.action_logit = SmallTable(n_actions, self.heads)
             nn.init.zeros_(self.action_logit.weight)
         self.fold_in = FoldIn(dim) if self.kind == "ridge" else None
         self.length_power: nn.Parameter | None = None
@@ -210,7 +211,7 @@ class AttentionLogits(nn.Module):
     def __init__(self, dim: int, n_actions: int, heads: int) -> None:
         super().__init__()
         self.query = nn.Linear(dim, heads, bias=False)
-        self.action_key = nn.Embedding(n_actions, dim)
+        self.action_key = SmallTable(n_actions, dim)
         self.age_rate = nn.Parameter(torch.zeros(heads))
         nn.init.zeros_(self.action_key.weight)
 

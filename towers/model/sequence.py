@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from towers.model.sequence_blocks import AGES, Block, Seen, age_bucket, block
+from towers.model.small_tables import SmallTable
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class SequenceEncoder(nn.Module):
         self.project = nn.Linear(dim, width, bias=False)
         self.norm_in = nn.LayerNorm(width)
         self.position = nn.Parameter(0.1 * torch.randn(settings.length, width))
-        self.action = nn.Embedding(n_actions, width)
-        self.age = nn.Embedding(AGES, width)
+        self.action = SmallTable(n_actions, width)
+        self.age = SmallTable(AGES, width)
         nn.init.zeros_(self.action.weight)
         nn.init.zeros_(self.age.weight)
         self.dropout = nn.Dropout(settings.dropout)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from towers.errors import ConfigError
+from towers.model.small_tables import SmallTable
 
 if TYPE_CHECKING:
     from towers.model.sequence import SequenceSettings
@@ -147,8 +148,8 @@ class HstuBlock(Block):
         self.heads, self.length = heads, length
         self.norm_in, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
         self.gate, self.value, self.query, self.key = (nn.Linear(width, width) for _ in range(4))
-        self.by_position = nn.Embedding(length, heads)
-        self.by_time = nn.Embedding(AGES, heads)
+        self.by_position = SmallTable(length, heads)
+        self.by_time = SmallTable(AGES, heads)
         nn.init.zeros_(self.by_position.weight)
         nn.init.zeros_(self.by_time.weight)
         self.mix = nn.Linear(width, width)
