@@ -22,6 +22,7 @@ from data.histories import HistoryLog
 from data.prepared import PreparedDataset
 from data.tasks import build_task
 from pipeline import build
+from pipeline.checking import check_settings
 from pipeline.console import err, progress, say
 from pipeline.datasets import dataset_of
 from pipeline.evaluating import aggregation_of, given, load
@@ -66,6 +67,7 @@ def export(config: DictConfig) -> Path:
     target = Path(config.bundle or run.folder / "bundle")
     if target.exists():
         raise ConfigError(f"{target} exists already; remove it, or set bundle=PATH to another place")
+    check_settings(config, ("index",))
     wanted: IndexRecipe | AutoIndex = hydra.utils.instantiate(config.index, _convert_="all")
     with progress("export") as tell, staging(target) as scratch:
         tell("loading the model", 0.0)

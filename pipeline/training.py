@@ -21,6 +21,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from data.module import RetrievalData
 from data.prepared import PreparedDataset
 from pipeline import build, continuing, fitting, memory
+from pipeline.checking import check_settings
 from pipeline.console import say
 from pipeline.datasets import dataset_of, dataset_spec, ensure_prepared
 from pipeline.evaluating import evaluate_run
@@ -51,6 +52,7 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
         The best value of the validation metric; None for a refit, which has no validation.
     """
     config = effective(config, overrides)
+    check_settings(config, ("model", "negatives", "loss", "optimiser", "init"))
     if config.init_from and not config.resume:
         continuing.check(config)
     run = Run(folder)

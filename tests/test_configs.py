@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import train as train_verb  # registers the run_folder resolver
 from data.spec import DatasetSpec
+from pipeline.checking import check_settings
 from pipeline.datasets import dataset_spec
 from pipeline.training import train
 from towers.errors import ConfigError, DataError
@@ -59,6 +60,28 @@ def test_groups_compose_and_resolve(group: str, name: str) -> None:
 def test_the_first_line_is_the_command_that_uses_it(path: Path) -> None:
     lines = [x for x in path.read_text().splitlines() if not x.startswith("# @package")]
     assert lines[0].startswith(("# python ", "# What every verb knows")), lines[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(str(p.relative_to(CONFIGS / "experiment").with_suffix("")) for p in CONFIGS.glob("experiment/**/*.yaml")),
+)
+def test_every_setting_of_an_experiment_is_taken(name: str) -> None:
+    check_settings(composed("train", f"experiment={name}"), ("model", "negatives", "loss", "optimiser", "init"))
+
+
+def test_settings_that_nothing_takes_are_named_with_what_there_is(tmp_path: Path) -> None:
+    """Those that an experiment sets for another choice, and those that were misspelt, before anything is prepared."""
+    said = ["experiment=xing16_coldjob", "negatives=in_batch", "+model.blocks.content.history.widht=3"]
+    with pytest.raises(ConfigError) as e:
+        train(composed("train", *said, f"var={tmp_path}"), tmp_path / "run", said)
+    assert "- negatives.n: settings of InBatch are none; leave it out, or say '~negatives.n'" in str(e.value)
+    assert "- model.blocks.content.history.widht: settings of HistorySettings are pooling, table, length" in str(
+        e.value
+    )
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=r"index\.nprobes: settings of"):
+        check_settings(composed("export", "run=x", "+index.nprobes=3"), ("index",))
 
 
 SMALL_MARKET = ["data.generate.users=300", "data.generate.jobs=200", "data.generate.impressions=20000"]
