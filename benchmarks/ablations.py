@@ -66,6 +66,18 @@ def main() -> None:
                         f"name=ablations/{experiment}/{ablation.label.replace(' ', '_')} value={value:.4f}", flush=True
                     )
     print(f"recorded in {RESULTS} and {PAGE}")
+    if idle := unchanged(json.loads(RESULTS.read_text())["rows"]):
+        raise SystemExit(f"overrides that changed nothing, hence no ablations: {idle}; see benchmarks/ingredients.py")
+
+
+def unchanged(rows: list[Row]) -> list[str]:
+    """Ablations whose metrics are those of the whole recipe to the last digit: nothing read their overrides."""
+    whole = {(r["experiment"], r["seed"]): r["metrics"] for r in rows if r["label"] == WHOLE}
+    return [
+        f"{r['experiment']}: {r['label']}"
+        for r in rows
+        if r["label"] != WHOLE and r["metrics"] == whole.get((r["experiment"], r["seed"]))
+    ]
 
 
 def measure(experiment: str, ablation: Ablation, seed: int, scratch: Path, shared: Path, threads: int) -> Row:

@@ -60,7 +60,7 @@ ABLATIONS: dict[str, list[Ablation]] = {
         Ablation("1,024 negatives: 128", ("negatives.n=128",)),
         Ablation("uniform negatives: by popularity, corrected", ("negatives=popularity", "negatives.n=1024")),
         Ablation("uniform negatives: in the batch, corrected", ("negatives=in_batch", "~negatives.n")),
-        Ablation("temperature 1: .3", ("model.blocks.content.similarity.temperature=0.3",)),
+        Ablation("temperature 1: .3", ("model.similarity.temperature=0.3",)),
     ],
     "jobviews_blocks": [
         Ablation("training", ("trainer.max_epochs=0",)),

@@ -82,6 +82,15 @@ def test_settings_that_nothing_takes_are_named_with_what_there_is(tmp_path: Path
     assert not any(tmp_path.iterdir())
     with pytest.raises(ConfigError, match=r"index\.nprobes: settings of"):
         check_settings(composed("export", "run=x", "+index.nprobes=3"), ("index",))
+    with pytest.raises(ConfigError, match=r"loss\._target_: found 'towers\.losses\.Nothing', expected a class"):
+        check_settings(composed("train", "loss._target_=towers.losses.Nothing"), ("loss",))
+
+
+def test_a_block_that_is_switched_off_is_not_checked() -> None:
+    """``init=none`` leaves what an experiment set for the closed form."""
+    config = composed("train", "experiment=xing16_coldjob", "init=none")
+    assert config.init["_target_"] is None
+    check_settings(config, ("model", "negatives", "loss", "optimiser", "init"))
 
 
 SMALL_MARKET = ["data.generate.users=300", "data.generate.jobs=200", "data.generate.impressions=20000"]

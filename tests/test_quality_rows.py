@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from benchmarks import quality_table
+from benchmarks import ablations, quality_table
 from benchmarks.ingredients import ABLATIONS, Ablation
 from benchmarks.protocols import METHODS, PROTOCOLS, Method
 
@@ -50,6 +51,14 @@ def test_goals_are_those_of_one_chosen_method() -> None:
 @pytest.mark.parametrize(("experiment", "ablation"), TAKEN_OUT, ids=lambda x: getattr(x, "label", x))
 def test_an_ablation_changes_the_recipe(experiment: str, ablation: Ablation) -> None:
     assert quick(experiment, *ablation.overrides) != quick(experiment)
+
+
+def test_no_recorded_ablation_changed_nothing() -> None:
+    """An override may change the config and be read by nobody: then its metrics are the whole recipe's."""
+    rows = json.loads(ablations.RESULTS.read_text())["rows"]
+    assert ablations.unchanged(rows) == []
+    whole = next(r for r in rows if r["label"] == ablations.WHOLE)
+    assert ablations.unchanged([whole, whole | {"label": "idle"}]) == [f"{whole['experiment']}: idle"]
 
 
 def test_the_readme_and_the_page_say_what_is_recorded() -> None:

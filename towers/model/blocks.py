@@ -46,11 +46,13 @@ class Blocks(RetrievalModel):
         calibration: of new items against known ones, outside training; None: as the blocks score them.
         stacking: ``init`` learns the weights, and what popularity says, on events that it holds out (see
             ``stacking``); None: they stay as set.
-        similarity: of the whole, a dot product; a block may be a cosine of its own.
+        similarity: of the whole, a dot product, and its temperature that of training. A block may be a cosine of its
+            own; its temperature is not used.
 
     Raises:
         ConfigError: no blocks, weights that are not positive or name no block, or a cosine of the whole; ``apart`` that
-            names no block, or all; a calibration without an id to know new items by.
+            names no block, or all; a calibration without an id to know new items by; a block that learns a temperature
+            of its own.
     """
 
     def __init__(
@@ -82,6 +84,9 @@ class Blocks(RetrievalModel):
             raise ConfigError("blocks are compared by a dot product; set model.similarity.kind=dot")
         self.names = tuple(blocks)
         self.blocks = nn.ModuleList(make(user_infos, item_infos, context_infos, n_actions) for make in blocks.values())
+        if idle := [n for n in blocks if self.block(n).similarity.log_temperature is not None]:
+            raise ConfigError(f"model.blocks {idle} learn a temperature, which blocks share; set "
+                              "similarity.learn_temperature=false in them, and model.similarity.learn_temperature=true")  # fmt: skip
         self.log_weight = nn.Parameter(torch.tensor([float(weights.get(n, 1.0)) for n in blocks]).log())
         self.balanced, self.apart = balanced, frozenset(apart)
         for name in self.apart:
