@@ -35,7 +35,7 @@ def check_settings(config: DictConfig, blocks: tuple[str, ...]) -> None:
 def _unknown(node: Any, path: str) -> Iterator[str]:
     """A line for each setting within ``node`` that the class it is for does not have.
 
-    A null ``_target_`` switches a block off (``init=none``): what an experiment set for it is then of no use, and no harm.
+    A null ``_target_`` switches a block off (``init=none``): what an experiment set for it then does no harm.
     """
     if not isinstance(node, Mapping) or node.get("_target_", "") is None:
         return
@@ -43,7 +43,8 @@ def _unknown(node: Any, path: str) -> Iterator[str]:
         try:
             found = hydra.utils.get_object(node["_target_"])
         except (ImportError, ValueError) as e:
-            raise ConfigError(f"{path}._target_: found {node['_target_']!r}, expected a class's dotted name: {e}") from e
+            told = f"{path}._target_: found {node['_target_']!r}, expected a class's dotted name"
+            raise ConfigError(f"{told}: {e}") from e
         taken = inspect.signature(found).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
             has = ", ".join(name for name in taken if name in node) or "none"

@@ -107,6 +107,12 @@ def test_what_cannot_be_built_is_told(changes: dict[str, Any], told: str) -> Non
         blocks(**changes)
 
 
+def test_the_temperature_is_that_of_the_whole() -> None:
+    learning = partial(TwoTower, dim=3, similarity=Similarity("cosine", 0.1, learn_temperature=True))
+    with pytest.raises(ConfigError, match=r"\['own'\] learn a temperature.*model\.similarity\.learn_temperature=true"):
+        blocks(blocks={**BLOCKS, "own": learning})
+
+
 def test_a_block_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match=r"'svd'.*\['ridge', 'content', 'mean', 'users'\]"):
         blocks().block("svd")

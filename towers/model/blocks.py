@@ -85,8 +85,10 @@ class Blocks(RetrievalModel):
         self.names = tuple(blocks)
         self.blocks = nn.ModuleList(make(user_infos, item_infos, context_infos, n_actions) for make in blocks.values())
         if idle := [n for n in blocks if self.block(n).similarity.log_temperature is not None]:
-            raise ConfigError(f"model.blocks {idle} learn a temperature, which blocks share; set "
-                              "similarity.learn_temperature=false in them, and model.similarity.learn_temperature=true")  # fmt: skip
+            raise ConfigError(
+                f"model.blocks {idle} learn a temperature, which blocks share; leave their "
+                "similarity.learn_temperature false, and set model.similarity.learn_temperature=true"
+            )
         self.log_weight = nn.Parameter(torch.tensor([float(weights.get(n, 1.0)) for n in blocks]).log())
         self.balanced, self.apart = balanced, frozenset(apart)
         for name in self.apart:
