@@ -1,6 +1,8 @@
 """Every config composes; every experiment takes a step; every sweep's settings are settings that exist."""
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+import query as query_verb
 import train as train_verb  # registers the run_folder resolver
 from data.spec import DatasetSpec
 from pipeline.checking import check_settings
@@ -84,6 +87,25 @@ def test_settings_that_nothing_takes_are_named_with_what_there_is(tmp_path: Path
         check_settings(composed("export", "run=x", "+index.nprobes=3"), ("index",))
     with pytest.raises(ConfigError, match=r"loss\._target_: found 'towers\.losses\.Nothing', expected a class"):
         check_settings(composed("train", "loss._target_=towers.losses.Nothing"), ("loss",))
+
+
+@pytest.mark.parametrize(
+    ("said", "idle"),
+    [
+        (["item=5", "at=export", "exclude=[7]"], []),
+        (["item=5", "explain=true", "context={query: nurse}"], ["context", "explain"]),
+        (["item=5", "retrieve=users", "at=export"], ["at"]),
+        (["user=5", "explain=true", "fusion.method=sum", "at=export"], []),
+    ],
+)
+def test_what_a_query_would_not_read_is_refused(said: list[str], idle: list[str]) -> None:
+    assert query_verb._idle(composed("query", "bundle=x", *said)) == idle
+    if idle:
+        told = subprocess.run(
+            [sys.executable, "query.py", "bundle=x", *said], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert told.returncode != 0
+        assert f"{', '.join(idle)}: of use only to" in told.stderr
 
 
 def test_a_block_that_is_switched_off_is_not_checked() -> None:

@@ -156,6 +156,7 @@ def test_search_similar_len_in_and_attributes(retriever: Retriever, market: Mark
     assert retriever.search(vector[None], 4, at=END, exact=True).ids[0].tolist() == want
     near = brute(market, vector, 4, lambda r: market.live(r, END) and r != 3)[0]
     assert retriever.similar(market.ids[3], 4, at=END).ids.tolist() == near
+    assert retriever.similar(market.ids[3], 3, exclude=near[:1], at=END).ids.tolist() == near[1:]
     assert retriever.attributes([market.ids[2], market.ids[0]])["place"].to_pylist() == ["Rome", "Berlin"]
 
 

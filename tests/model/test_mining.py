@@ -73,12 +73,14 @@ def test_own_candidates_are_distinct_neighbours_of_the_positive_and_never_cold()
 def test_the_partition_function_is_estimated_without_bias() -> None:
     """Own candidates for their stratum, the shared draw for all others: together the sum over the support."""
     sampler = mined()
-    sampler.refresh(0, embed)
+    for step in range(2):  # until each example draws several of its own
+        sampler.refresh(step, embed)
     scores = torch.linspace(-2, 1, len(EVENTS)).double()
     generator, times, estimates = torch.Generator().manual_seed(1), 3000, []
     for _ in range(times):
         draw = sampler(torch.tensor([7]), generator)
         assert draw.own is not None
+        assert draw.own.shape[1] > 1
         assert draw.own_log_q is not None
         assert draw.covered is not None
         shared = ~torch.isin(draw.rows, draw.covered[0]) & (draw.rows != 7)

@@ -81,6 +81,21 @@ def test_multi_positive_by_definition() -> None:
     assert torch.allclose(MultiPositive()(c), total / c.weight.sum(), atol=1e-6)
 
 
+def test_all_positives_are_biased_and_corrected_alike() -> None:
+    """A softmax sees no bias of an example's scores, nor a constant log q on all of its candidates and positives."""
+    c = contrast(12)
+    assert len(c.other_positives()[0])
+    plain = MultiPositive()(c)
+    bias = torch.linspace(-5, 2, B).requires_grad_()
+    biased = MultiPositive()(replace(c, bias=bias))
+    assert torch.allclose(biased, plain, atol=1e-5)
+    (slope,) = torch.autograd.grad(biased, bias)
+    assert torch.allclose(slope, torch.zeros(B), atol=1e-6)
+    uncorrected = MultiPositive()(replace(c, corrected=False))
+    even = replace(c, draw=c.draw._replace(log_q=torch.full((12,), -1.5)), positive_log_q=torch.full((B,), -1.5))
+    assert torch.allclose(MultiPositive()(even), uncorrected, atol=1e-5)
+
+
 def test_multi_positive_without_other_positives_is_the_softmax() -> None:
     c = contrast(9)
     none = Ragged(torch.zeros(B + 1, dtype=torch.long), torch.empty(0, dtype=torch.long))

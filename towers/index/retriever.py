@@ -215,14 +215,29 @@ class Retriever:
         """
         return self._search(self._catalogue, vectors, k, exclude, filter, at, exact=exact, explain=explain)
 
-    def similar(self, item: Any, k: int = 10, *, filter: Filter | str | None = None, at: When | None = None) -> Results:
+    def similar(
+        self,
+        item: Any,
+        k: int = 10,
+        *,
+        exclude: Sequence[Any] | None = None,
+        filter: Filter | str | None = None,
+        at: When | None = None,
+    ) -> Results:
         """The ``k`` items whose embeddings score highest with this item's, without itself.
+
+        Args:
+            item: an item id.
+            k: results wanted.
+            exclude: ids of other items that must not come.
+            filter: as in ``recommend``.
+            at: as in ``recommend``.
 
         Raises:
             DataError: there is no such item.
         """
         c = self._catalogue
-        return self._search(c, c.embeddings[_rows(c, [item])][0], k, [item], filter, at)
+        return self._search(c, c.embeddings[_rows(c, [item])][0], k, [item, *(exclude or [])], filter, at)
 
     def match(
         self,

@@ -163,6 +163,13 @@ class Contrast:
         other = column != self.columns[self.batch.item][row]
         return row[other], column[other]
 
+    def logits_as_positives(self, row: Tensor, column: Tensor) -> Tensor:
+        """``[P]``: logits of shared candidates that are positives of these examples, corrected as these."""
+        s = logits.positive_scores(self.query[row], self.candidates[column])
+        if self.bias is not None:
+            s = s + self.bias[row]
+        return s if self.positive_log_q is None else logits.correct_log_q(s, self.draw.log_q[column])
+
     def cool(self, similarity: Similarity, heads: Heads | None = None) -> Contrast:
         """The same with queries divided by the temperature, scaled and biased by the calibration of their actions."""
         query = similarity.cool(self.query)

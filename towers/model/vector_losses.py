@@ -34,7 +34,7 @@ class MultiPositive(VectorLoss):
         c = contrast
         negative = log_sum_exp(c.negative_logits())  # [B]
         row, column = c.other_positives()
-        others = (c.query.float()[row] * c.candidates.float()[column]).sum(-1)  # [P]
+        others = c.logits_as_positives(row, column)  # [P]
         total = F.softplus(negative - c.positive_logits()).index_add(0, row, F.softplus(negative[row] - others))
         count = torch.ones_like(total).index_add(0, row, torch.ones_like(others))
         return weighted_mean(total / count, c.weight)
