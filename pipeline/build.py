@@ -119,6 +119,11 @@ def initialise(config: DictConfig, module: Retrieval, dataset: PreparedDataset) 
     """Give an untrained module the weights of the closed form named by ``init``; say whether one is named."""
     named = [] if config.get("init") is None else _initialised(config, module.model)
     if not named:
+        if isinstance(module.model, Blocks) and (module.model.balanced or module.model.stacking is not None):
+            raise ConfigError(
+                "model.balanced and model.stacking weigh blocks that init has made, and init names none: set "
+                "model.balanced=false model.stacking=null, or an init"
+            )
         return False
     known, model = interactions(dataset), module.model
     if isinstance(model, Blocks) and model.stacking is not None:

@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from data.module import RetrievalData
 from data.prepared import PreparedDataset
 from pipeline import build, continuing, fitting, memory
-from pipeline.checking import check_settings
+from pipeline.checking import UNREAD_BY_BASELINES, check_loss, check_settings, check_unread
 from pipeline.console import say
 from pipeline.datasets import dataset_of, dataset_spec, ensure_prepared
 from pipeline.evaluating import evaluate_run
@@ -53,6 +53,10 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
     """
     config = effective(config, overrides)
     check_settings(config, ("model", "negatives", "loss", "optimiser", "init"))
+    if build.baseline(config) is not None:
+        check_unread(config, UNREAD_BY_BASELINES, "a baseline reads events and texts as they are")
+    elif not config.impressions:
+        check_unread(config, {"impression_weight": 1.0}, "there are no impressions (impressions=0)")
     if config.init_from and not config.resume:
         continuing.check(config)
     run = Run(folder)
@@ -88,6 +92,7 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
     epochs = config.schedule_epochs or trainer.max_epochs or 1
     steps = _steps(module_data, trainer, int(epochs))
     module = build.retrieval(config, dataset, steps)
+    check_loss(module)
     if config.get("compile"):  # here only: what is evaluated and exported is built anew
         compile_towers(module.model)
     if trainer.is_global_zero:

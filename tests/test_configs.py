@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 import query as query_verb
 import train as train_verb  # registers the run_folder resolver
 from data.spec import DatasetSpec
-from pipeline.checking import check_settings
-from pipeline.datasets import dataset_spec
+from pipeline.build import retrieval
+from pipeline.checking import check_loss, check_settings
+from pipeline.datasets import dataset_spec, ensure_prepared
 from pipeline.training import train
 from towers.errors import ConfigError, DataError
 
@@ -87,6 +88,57 @@ def test_settings_that_nothing_takes_are_named_with_what_there_is(tmp_path: Path
         check_settings(composed("export", "run=x", "+index.nprobes=3"), ("index",))
     with pytest.raises(ConfigError, match=r"loss\._target_: found 'towers\.losses\.Nothing', expected a class"):
         check_settings(composed("train", "loss._target_=towers.losses.Nothing"), ("loss",))
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (["init=lsa"], r"init\.item: not set"),
+        (
+            ["experiment=baselines/xing16_item_knn", "init=svd", "group_weight=3"],
+            r"init\._target_=.*, group_weight=3: a bas",
+        ),
+        (
+            ["experiment=baselines/xing16_item_knn", "grad_cache=5", "matryoshka=[4]"],
+            r"matryoshka=\[4\], grad_cache=5: a",
+        ),
+        (["impression_weight=0.5"], r"impression_weight=0\.5: there are no impressions \(impressions=0\)"),
+    ],
+)
+def test_settings_that_nothing_would_read_are_refused(said: list[str], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=told):
+        train(composed("train", *said, f"var={tmp_path}"), tmp_path / "run", said)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("said", "cures"),
+    [
+        (["loss=cosine_contrastive"], ""),
+        (["loss=cosine_contrastive", "model.similarity.temperature=0.1"], r"model\.similarity\.temperature=1$"),
+        (
+            ["loss=cosine_contrastive", "model.similarity.kind=dot", "correct_negatives=true"],
+            r"model\.similarity\.kind=cosine correct_negatives=false correct_positive=false$",
+        ),
+        (["loss=alignment_uniformity", "model.similarity.kind=dot"], r"model\.similarity\.kind=cosine$"),
+        (["loss=generalised_binary", "negatives=uniform"], ""),
+        (["loss=generalised_binary", "negatives=popularity"], "negatives=uniform$"),
+        (["loss=binary", "negatives=uniform", "correct_negatives=true"], "correct_positive=true$"),
+        (["loss=binary", "negatives=popularity", "correct_negatives=true", "correct_positive=true"], ""),
+        (["loss=bpr", "negatives=uniform", "correct_positive=true"], "correct_negatives=false correct_positive=false$"),
+    ],
+)
+def test_a_loss_goes_with_the_similarity_and_the_corrections_of_its_paper(
+    said: list[str], cures: str, prepared: Path
+) -> None:
+    """Whatever an experiment has set: it comes after the loss's own config."""
+    config = composed("train", "experiment=market", *said, *SMALL_MARKET, f"var={prepared}")
+    module = retrieval(config, ensure_prepared(config))
+    if not cures:
+        check_loss(module)
+        return
+    with pytest.raises(ConfigError, match=cures):
+        check_loss(module)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ from towers.errors import ConfigError
 from towers.index.towers_onnx import export_item_tower, export_user_tower
 from towers.model.blocks import Blocks
 from towers.model.embedder import Embedder
+from towers.model.heads import HeadSettings
 from towers.model.history import HistoryInputs, HistorySettings
+from towers.model.mixture import MixtureSettings
 from towers.model.similarity import Similarity
 from towers.model.tower import TowerSettings
 from towers.model.two_tower import TwoTower
@@ -111,6 +113,12 @@ def test_the_temperature_is_that_of_the_whole() -> None:
     learning = partial(TwoTower, dim=3, similarity=Similarity("cosine", 0.1, learn_temperature=True))
     with pytest.raises(ConfigError, match=r"\['own'\] learn a temperature.*model\.similarity\.learn_temperature=true"):
         blocks(blocks={**BLOCKS, "own": learning})
+
+
+@pytest.mark.parametrize("more", [{"mixture": MixtureSettings()}, {"heads": HeadSettings(calibrated=True)}])
+def test_what_scores_one_vector_is_not_for_a_block(more: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"\['own'\] have a mixture or calibrated heads"):
+        blocks(blocks={**BLOCKS, "own": block(4, "mean", **more)})
 
 
 def test_a_block_that_is_not_there() -> None:

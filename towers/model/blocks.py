@@ -52,8 +52,10 @@ class Blocks(RetrievalModel):
     Raises:
         ConfigError: no blocks, weights that are not positive or name no block, or a cosine of the whole; ``apart`` that
             names no block, or all; a calibration without an id to know new items by; a block that learns a temperature
-            of its own.
+            of its own, or has a mixture or calibrated heads.
     """
+
+    has_prefixes = False  # the first dimensions are the first block's alone
 
     def __init__(
         self,
@@ -88,6 +90,10 @@ class Blocks(RetrievalModel):
             raise ConfigError(
                 f"model.blocks {idle} learn a temperature, which blocks share; leave their "
                 "similarity.learn_temperature false, and set model.similarity.learn_temperature=true"
+            )
+        if idle := [n for n in blocks if self.block(n).mixture or ((h := self.block(n).heads) and h.calibration)]:
+            raise ConfigError(
+                f"model.blocks {idle} have a mixture or calibrated heads, which score one vector; leave them out"
             )
         self.log_weight = nn.Parameter(torch.tensor([float(weights.get(n, 1.0)) for n in blocks]).log())
         self.balanced, self.apart = balanced, frozenset(apart)

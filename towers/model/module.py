@@ -128,6 +128,10 @@ class Retrieval(pl.LightningModule):
         if wrong := [d for d in matryoshka if not 1 <= d <= model.dim]:
             raise ConfigError(f"matryoshka {wrong}: prefixes of {model.dim} dimensions lie between 1 and {model.dim}")
         self.prefixes = sorted(set(matryoshka) - {model.dim})
+        if self.prefixes and not model.has_prefixes:
+            raise ConfigError(
+                f"matryoshka {self.prefixes}: vectors of {type(model).__name__} have no prefixes; drop it"
+            )
         if grad_cache is not None and (grad_cache < 1 or not model.row_by_row):
             cure = "set it to at least 1" if grad_cache < 1 else f"a {type(model).__name__} cannot; set it to null"
             raise ConfigError(f"grad_cache is {grad_cache}, and rows are to be embedded in parts: {cure}")

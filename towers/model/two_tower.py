@@ -32,9 +32,11 @@ class RetrievalModel(nn.Module):
         heads: queries and calibrations of actions, in training, or None.
         mixture: a second stage that orders anew what the inner product retrieves, or None.
         row_by_row: whether a vector depends on its own row alone, so that rows can be embedded in parts.
+        has_prefixes: whether the first dimensions of a vector are a vector by themselves.
     """
 
     row_by_row = True
+    has_prefixes = True
     dim: int
     history_dim: int
     n_actions: int
