@@ -58,7 +58,7 @@ def page(rows: list[Row]) -> str:
     """The rows as Markdown, a table for each protocol."""
     differences = [t["disagreement"] for r in rows for t in r["tasks"].values() if t["disagreement"] is not None]
     parts = [_HEAD.format(difference=max(differences, default=0.0)), _goals(rows)]
-    parts += filter(None, [_quick(rows)])
+    parts += filter(None, [_quick(rows), _references(rows)])
     for name, protocol in PROTOCOLS.items():
         mine = [r for r in rows if r["protocol"] == name]
         if not mine:
@@ -109,9 +109,11 @@ def _goals(rows: list[Row]) -> str:
     for name, protocol in PROTOCOLS.items():
         chosen = [r for r in rows if r["protocol"] == name and _chosen(r) and not r["quick"]]
         stretch = dict(protocol.stretch)
-        for key, goal in protocol.goals if chosen else ():
+        goals = dict(protocol.goals)
+        for key in dict.fromkeys([*goals, *stretch]) if chosen else ():
             value = mean(chosen, key)
-            cells = [f"`{name}`", key, f"{value:.4f}", f"{goal:g}", "yes" if value >= goal else "no"]
+            cells = [f"`{name}`", key, f"{value:.4f}"]
+            cells += [f"{goals[key]:g}", "yes" if value >= goals[key] else "no"] if key in goals else ["", ""]
             cells.append(f"{stretch[key]:g} ({'yes' if value >= stretch[key] else 'no'})" if key in stretch else "")
             lines.append("| " + " | ".join([*cells, str(len(chosen))]) + " |")
     return "\n".join(lines) + "\n"
@@ -125,22 +127,48 @@ def _table(rows: list[Row], task: str, shown: tuple[str, ...]) -> str:
     groups: dict[tuple[str, bool], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["experiment"], row["quick"]].append(row)
+    measured = {experiment for experiment, _ in groups}
+    absent = [m for m in METHODS[rows[0]["protocol"]] if m.experiment not in measured]
     for (experiment, quick), seeds in groups.items():
         first = seeds[0]
         name = f"**`{experiment}`**" if _chosen(first) else f"`{experiment}`"
-        targets = first["tasks"][task].get("targets", {})
+        labels = first["tasks"][task].get("targets", {})
+        parts = {
+            label: statistics.mean(r["tasks"][task]["targets"][label]["recall@20"] for r in seeds)
+            for label in (labels if apart else ())
+        }
         cells = [
             name + (" (quick)" if quick else ""),
             first["kind"],
             *(_cell([r["tasks"][task]["metrics"][metric] for r in seeds]) for metric in shown),
-            *([", ".join(f"{label} {part['recall@20']:.4f}" for label, part in targets.items())] if apart else []),
+            *([", ".join(f"{label} {value:.4f}" for label, value in parts.items())] if apart else []),
             _valid(seeds),
             str(len(seeds)),
             _seconds(seeds),
             first["git_sha"][:7] + (" (changed)" if any(r["git_dirty"] for r in seeds) else ""),
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    lines += [f"| `{m.experiment}` | {m.kind} |" + " not measured |" + " |" * (len(head) - 3) for m in absent]
     return "\n".join(lines)
+
+
+def _references(rows: list[Row]) -> str:
+    """Baselines beside the protocols' own rows of them."""
+    lines = [
+        "## Baselines beside the protocols' own rows\n",
+        "Made by other code on the same data; formulas may differ, and a ratio below .98 is told in the",
+        "[lab notes](lab-notes.md).\n",
+        "| experiment | protocol | metric | here | there | ratio |",
+        "|---" * 6 + "|",
+    ]
+    for name, methods in METHODS.items():
+        for method in methods:
+            mine = [r for r in rows if (r["protocol"], r["experiment"], r["quick"]) == (name, method.experiment, False)]
+            for key, reference in method.reference if mine else ():
+                value = mean(mine, key)
+                cells = [f"`{method.experiment}`", f"`{name}`", key, f"{value:.4f}", f"{reference:.4f}"]
+                lines.append("| " + " | ".join([*cells, f"{value / reference:.3f}"]) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _seconds(rows: list[Row]) -> str:

@@ -172,8 +172,13 @@ def test_what_a_history_says_nothing_of_is_ordered_by_popularity(method: Any) ->
 
 
 @many
-@given(seed=seeds, decay=st.sampled_from([0.0, 0.5, 1.0]), backward=st.sampled_from([0.0, 0.2, 1.0]))
-def test_sequence_knn_is_its_definition(seed: int, decay: float, backward: float) -> None:
+@given(
+    seed=seeds,
+    decay=st.sampled_from([0.0, 0.5, 1.0]),
+    backward=st.sampled_from([0.0, 0.2, 1.0]),
+    reach=st.sampled_from([None, 1, 2]),
+)
+def test_sequence_knn_is_its_definition(seed: int, decay: float, backward: float, reach: int | None) -> None:
     x, sequences = random_log(seed)
     a, b, c = 0.25, 0.5, 0.1
     n = [max(1, sum(i in s for s in sequences)) for i in range(ITEMS)]
@@ -181,10 +186,11 @@ def test_sequence_knn_is_its_definition(seed: int, decay: float, backward: float
     for s in sequences:
         for first, j in enumerate(s):
             for second, i in enumerate(s):
-                if first != second:
+                if 0 < abs(second - first) <= (reach or len(s)):
                     weight = decay ** (abs(second - first) - 1) * (1 if first < second else backward)
                     similar[j, i] += weight * len(s) ** -a * n[j] ** -b * n[i] ** -c
-    method = SequenceKNN(decay=0.5, lag_decay=decay, backward=backward, user_power=a, history_power=b, item_power=c)
+    powers = {"user_power": a, "history_power": b, "item_power": c}
+    method = SequenceKNN(decay=0.5, lag_decay=decay, backward=backward, reach=reach, **powers)
     found = scores(method, x, batch([[1, 3], []]))
     np.testing.assert_allclose(found, [similar[1] + 0.5 * similar[3], np.zeros(ITEMS)], rtol=1e-5, atol=1e-7)
 
@@ -202,6 +208,8 @@ def test_sequence_knn_needs_an_order_and_a_decay() -> None:
         SequenceKNN().fit(log([[0, 1]], order=False), quiet)
     with pytest.raises(ConfigError, match="lag_decay is 2"):
         SequenceKNN(lag_decay=2.0).fit(log([[0, 1]]), quiet)
+    with pytest.raises(ConfigError, match="reach is 0"):
+        SequenceKNN(reach=0).fit(log([[0, 1]]), quiet)
 
 
 # EASE

@@ -40,6 +40,8 @@ class SequenceKNN(Neighbourhood):
     """``b``: the larger, the less popular items of a history count."""
     item_power: float = 0.1
     """``c``: the larger, the less popular items are recommended."""
+    reach: int | None = None
+    """Most positions between the two of a pair; None: any number, as far as λ lets them count."""
 
     @property
     def instead(self) -> str:
@@ -50,7 +52,7 @@ class SequenceKNN(Neighbourhood):
         """The matrix ``S``.
 
         Raises:
-            ConfigError: the log has no order, or a decay lies outside 0 to 1.
+            ConfigError: the log has no order, a decay lies outside 0 to 1, or nothing is within reach.
         """
         if log.time is None:
             raise ConfigError("model=sequence_knn needs the order of a user's events, and this log has none; "
@@ -58,8 +60,10 @@ class SequenceKNN(Neighbourhood):
         self.check_decay(log)
         if not 0 <= self.lag_decay <= 1:
             raise ConfigError(f"model.lag_decay is {self.lag_decay}; set it between 0 and 1")
+        if self.reach is not None and self.reach < 1:
+            raise ConfigError(f"model.reach is {self.reach}; set it to at least 1, or to null for any distance")
         progress("counting pairs", 0.0)
-        counts = followers(log, self.lag_decay, self.backward, self.user_power)
+        counts = followers(log, self.lag_decay, self.backward, self.user_power, self.reach)
         progress("normalising", 0.9)
         events = np.maximum(np.bincount(log.item, minlength=log.n_items), 1).astype(np.float64)
         return self.learnt(scaled(counts, events**-self.history_power, events**-self.item_power), log)

@@ -77,7 +77,9 @@ def sequence_svd(
     return Factors(item=unit(right * scale), history=unit(left * scale))
 
 
-def followers(interactions: Interactions, decay: float, backward: float, user_power: float = 0.0) -> sparse.csr_array:
+def followers(
+    interactions: Interactions, decay: float, backward: float, user_power: float = 0.0, reach: int | None = None
+) -> sparse.csr_array:
     """``[I, I]``: how often, and how closely, one item (row) was followed by another (column).
 
     Events at the same time do not follow one another. One pass over the log for each lag, until weights are negligible.
@@ -87,12 +89,13 @@ def followers(interactions: Interactions, decay: float, backward: float, user_po
         decay: weight of a pair for each further position between the two.
         backward: weight of a pair in the wrong order.
         user_power: pairs of a user with ``n`` events count ``n^-power``: the larger, the less busy users count.
+        reach: most positions between the two; None: any number.
     """
     user, item, time = interactions.user, interactions.item, interactions.time
     assert time is not None
     share = np.maximum(np.bincount(user, minlength=interactions.n_users), 1.0) ** -user_power
     total = sparse.csr_array((interactions.n_items, interactions.n_items), dtype=np.float64)
-    for lag in range(1, len(user)):
+    for lag in range(1, len(user) if reach is None else min(reach + 1, len(user))):
         weight = decay ** (lag - 1)
         same = user[lag:] == user[:-lag]
         if weight < 1e-3 or not same.any():
