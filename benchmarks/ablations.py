@@ -42,6 +42,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="of each row, from 42 on")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", metavar="LABEL", help="only the ablations of these labels")
+    parser.add_argument(
+        "--vectors", type=Path, help="sentence vectors kept by an earlier preparation: VAR/text_vectors"
+    )
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of the protocols")
     parser.add_argument("--table", action="store_true", help="only write the page from the recorded rows")
     a = parser.parse_args()
@@ -57,11 +60,14 @@ def main() -> None:
     for experiment in a.experiments or ABLATIONS:
         wanted = [Ablation(WHOLE), *ABLATIONS[experiment]]
         with tempfile.TemporaryDirectory(prefix="ablations-") as scratch:  # the data is prepared once for all rows
+            if a.vectors is not None:
+                (Path(scratch) / "var").mkdir()
+                (Path(scratch) / "var" / "text_vectors").symlink_to(a.vectors.resolve())
             for ablation in (w for w in wanted if not a.only or w.label in a.only):
                 for seed in range(42, 42 + a.seeds):
                     row = measure(experiment, ablation, seed, Path(scratch), shared, a.threads)
                     record([row])
-                    value = row["metrics"]["ndcg@20"]["value"]
+                    value = row["metrics"][deciding(row)]["value"]
                     print(
                         f"name=ablations/{experiment}/{ablation.label.replace(' ', '_')} value={value:.4f}", flush=True
                     )
@@ -103,12 +109,19 @@ def measure(experiment: str, ablation: Ablation, seed: int, scratch: Path, share
         "task": task.name,
         "queries": mine["queries"],
         "metrics": {
-            key: mine["metrics"][key] for key in ("recall@20", "recall@100", "ndcg@20") if key in mine["metrics"]
+            key: mine["metrics"][key]
+            for key in ("recall@20", "recall@100", "mrr@1000", "map@1000", "ndcg@20", "ndcg@100")
+            if key in mine["metrics"] and (key != "ndcg@100" or "ndcg@20" not in mine["metrics"])
         },
         "command": " ".join(["python", *command]),
         "git_sha": provenance["git_sha"],
         "git_dirty": provenance["git_dirty"],
     }
+
+
+def deciding(row: Row) -> str:
+    """The metric that says what an ingredient is worth: ndcg, the last of a row's."""
+    return next(reversed(row["metrics"]))
 
 
 def record(rows: list[Row]) -> None:
@@ -133,12 +146,15 @@ def page(rows: list[Row]) -> str:
             "| without | " + " | ".join(metrics) + " | worth |",
             "|---" * (len(metrics) + 2) + "|",
         ]
-        whole = _mean(found[WHOLE], "ndcg@20")
+        ndcg = deciding(found[WHOLE][0])
+        whole = _mean(found[WHOLE], ndcg)
         for label, mine in found.items():
             if mine:
-                worth = "" if label == WHOLE else f"{1 - _mean(mine, 'ndcg@20') / whole:+.1%}"
+                worth = "" if label == WHOLE else f"{1 - _mean(mine, ndcg) / whole:+.1%}"
                 name = "(the whole recipe)" if label == WHOLE else label
                 lines.append("| " + " | ".join([name, *(_cell(mine, metric) for metric in metrics), worth]) + " |")
+            else:
+                lines.append(f"| {label} | not measured |" + " |" * len(metrics))
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 

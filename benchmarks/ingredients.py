@@ -14,6 +14,12 @@ class Ablation:
 
 
 _UNTRAINED = ("title", "city", "state", "company")
+_READINGS = ("described", "called", "spelled")
+_TITLES = [
+    Ablation("training", ("trainer.max_epochs=0",)),
+    Ablation("sentences", ("~model.blocks.meaning", "~model.weights.meaning", "model.apart=[]")),
+    Ablation("sentences as they are: trained on", ("model.apart=[]",)),
+]
 _SEQUENCES = [
     Ablation("start from the sequence-kNN matrix", ("init=none",)),
     Ablation("training", ("trainer.max_epochs=0",)),
@@ -75,6 +81,32 @@ ABLATIONS: dict[str, list[Ablation]] = {
         Ablation("all jobs as negatives: 512", ("negatives=uniform", "negatives.n=512")),
         Ablation("temperature .05: .2", ("model.similarity.temperature=0.2",)),
     ],
+    "esco_skills_sentences": [
+        Ablation("users described alike", ("~model.blocks.hybrid", "~init.hybrid")),
+        Ablation("words that match", ("~model.blocks.content", "~init.content", "~model.weights.content")),
+        *(
+            Ablation(f"users {name}", (
+                f"~init.hybrid.features.{name}",
+                f"model.blocks.hybrid.user.include=[{','.join(n for n in _READINGS if n != name)}]",
+            ))
+            for name in _READINGS
+        ),
+    ],
+    "melo_sentences": [
+        Ablation("n-grams", ("~model.blocks.words", "model.apart=[]", "trainer.max_epochs=0")),
+        *_TITLES,
+        Ablation("in-batch negatives: 1,024 uniform", ("negatives=uniform", "negatives.n=1024")),
+        Ablation("temperature .05: .2", ("model.similarity.temperature=0.2",)),
+        Ablation("width 256: 64", ("model.blocks.words.dim=64",)),
+    ],
+    "melo_titles_sentences": [
+        *_TITLES,
+        Ablation(
+            "other titles of the query",
+            tuple(f"model.blocks.{name}.history.pooling=none" for name in ("words", "meaning")),
+        ),
+    ],
+    "melo_pooled_sentences": [*_TITLES, Ablation("mean of a concept's titles", ("group_weight=0",))],
     "amazon_beauty": _SEQUENCES,
     "amazon_sports": _SEQUENCES,
 }  # fmt: skip
