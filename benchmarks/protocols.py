@@ -199,12 +199,15 @@ METHODS = {
         Method("xing16_ials", "closed form", quick=("model.dim=256",), reference=_test(r20=0.1341, n20=0.0751)),
         Method("xing16_collective", "closed form", quick=("model.dim=256",)),
         Method("xing16_blocks", "closed form", True, ("model.blocks.ials.dim=256", "model.blocks.content.dim=256")),
+        Method("xing16_trained", "closed form", quick=("model.blocks.ials.dim=256", "model.blocks.content.dim=256")),
         Method("xing16", quick=_EPOCH),
     ],
     "xing16_coldjob": [
         _baseline("xing16_coldjob_popularity"),
         _baseline("xing16_coldjob_item_knn", (("all/recall@20", 0.0494), ("all/ndcg@20", 0.0261))),
         _baseline("xing16_coldjob_tfidf", (("cold/recall@20", 0.2121), ("cold/ndcg@20", 0.1156))),
+        _baseline("xing16_coldjob_coclick", (("cold/recall@20", 0.2164), ("cold/ndcg@20", 0.1163))),
+        Method("xing16_coldjob_coclick", "closed form", quick=("model.dim=256",)),
         Method("xing16_coldjob_collective", "closed form", quick=("model.dim=256",)),
         Method(
             "xing16_coldjob",
@@ -222,6 +225,7 @@ METHODS = {
     "esco_skills": [
         _baseline("esco_skills_popularity", _test(r20=0.0560, n20=0.0975)),
         _baseline("esco_skills_kernel_ridge", _test(r20=0.2563, n20=0.5162)),
+        Method("esco_skills_ridge", "closed form", quick=("model.dim=256",)),
         Method("esco_skills", "closed form"),
         Method("esco_skills_sentences", "closed form", chosen=True, quick=_WORDS, needs=_SENTENCES),
     ],
@@ -231,6 +235,7 @@ METHODS = {
         Method("gowalla_ials", "closed form", quick=("model.dim=256",), reference=_test(r20=0.1794, n20=0.1475)),
         Method("gowalla_svd", "closed form", quick=("model.dim=512",), reference=_test(r20=0.1881, n20=0.1576)),
         Method("gowalla_blocks", "closed form", True, ("model.blocks.ials.dim=256", "model.blocks.svd.dim=256")),
+        Method("gowalla_light_gcn", quick=_EPOCH),
         Method("gowalla", quick=_EPOCH),
     ],
     "amazon_cds": [
