@@ -79,13 +79,13 @@ def epoch(log: Path, out: Path) -> Cost:
     torch.ones(8, 8, requires_grad=True).square().sum().backward()  # what torch itself needs for a backward pass
     before, wall, cpu = peak(), time.perf_counter(), time.process_time()
     dataset = PreparedDataset(out)
-    held = memory.report(config, dataset, torch.device("cpu")).total
+    held = memory.report(config, dataset, torch.device("cpu"))
     data = RetrievalData(dataset, batch_size=config.batch_size, seed=0, validate=(),
                          memory_budget=byte_size(BUDGET, "data.memory_budget"))  # fmt: skip
     trainer = pl.Trainer(accelerator="cpu", max_epochs=1, limit_val_batches=0, logger=False,
                          enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False)  # fmt: skip
     trainer.fit(build.retrieval(config, dataset), data)
-    return Cost(time.perf_counter() - wall, time.process_time() - cpu, peak() - before, held)
+    return Cost(time.perf_counter() - wall, time.process_time() - cpu, peak() - before, held.total - held.data)
 
 
 STAGES: dict[str, Callable[[Path, Path], Cost]] = {"preparation": preparation, "epoch": epoch}

@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.writer import atomic_folder, write_json
+from data.folders import atomic_folder
+from data.writer import write_json
 from towers.errors import ConfigError, DataError
 
 _MATCH, _ALIAS = "match", "alias"  # actions

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.writer import atomic_folder, write_json
+from data.folders import atomic_folder
+from data.writer import write_json
 from towers.errors import ConfigError, DataError
 
 RECORD = "mixed.json"

@@ -31,13 +31,14 @@ from data.engines import Engine, Progress, boundaries
 from data.events import Log
 from data.files import File, unregister
 from data.fingerprint import all_files, fingerprint, log_files
+from data.folders import atomic_folder
 from data.growth import Base
 from data.numbering import Numbering
 from data.settings import byte_size
 from data.sides import write_sides
 from data.spec import DatasetSpec
 from data.task_files import write_task
-from data.writer import FORMAT_VERSION, atomic_folder, describe_files, write_json
+from data.writer import FORMAT_VERSION, describe_files, write_json
 from towers.errors import ConfigError
 from towers.features import Encoders, Schema, open_encoder
 
@@ -57,7 +58,7 @@ def prepare(
 
     Args:
         spec: the data config.
-        target: folder to write; it appears only when it is complete.
+        target: folder to write; it appears only when it is complete, and until then the older one stays.
         progress: called with (what, share done).
         threads: of DuckDB.
         memory: bytes, or ``500MB``: two thirds of it are DuckDB's, which spills to disk beyond them; the rest is for

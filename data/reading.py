@@ -165,13 +165,13 @@ class TrainingParts:
         offsets, _ = self.dataset.history_bounds
         every = int(self.weights.sum())
         if self.dataset.generations > 1:  # each of them counts the whole histories of its users
-            every = len(self) * (self._record.itemsize + _ORDER) + int(offsets[-1]) * _EVENT + len(offsets) * _USER
+            every = _bytes(len(self), self._record, offsets)
         return every + self._always
 
     @property
     def _always(self) -> int:
         """What the users and items of the whole log take, however small the windows are."""
-        return len(self.dataset.users) * _EACH_USER + len(self.dataset.items) * _EACH_ITEM
+        return _always(self.dataset)
 
     def open(self, parts: Ints) -> Window:
         """Read some parts, of which neighbours are read as one.
@@ -279,6 +279,29 @@ class TrainingParts:
             return self.dataset.known
         known = self.dataset.known_of(first, log)
         return Ragged(known.offsets, known.values.astype(np.int32))
+
+
+def bytes_in_memory(dataset: PreparedDataset, memory_budget: int | None = None, impressions: int = 0) -> int:
+    """What ``TrainingParts`` will hold at most, from what is written of the dataset: no example is read.
+
+    Args:
+        dataset: the prepared dataset.
+        memory_budget: bytes; None: as many as there are.
+        impressions: if there are some, an example knows what was shown before it.
+    """
+    offsets, _ = dataset.history_bounds
+    record = _record(dataset.row_groups("examples").names, int(offsets[-1]), shown=impressions > 0)
+    every = _bytes(dataset.info["counts"]["positives"]["train"], record, offsets) + _always(dataset)
+    return every if memory_budget is None else min(every, memory_budget)
+
+
+def _bytes(examples: int, record: np.dtype[Any], offsets: Ints) -> int:
+    """Of some examples, their order, and the histories of all users."""
+    return examples * (record.itemsize + _ORDER) + int(offsets[-1]) * _EVENT + len(offsets) * _USER
+
+
+def _always(dataset: PreparedDataset) -> int:
+    return len(dataset.users) * _EACH_USER + len(dataset.items) * _EACH_ITEM
 
 
 def _record(columns: Sequence[str], events: int, shown: bool) -> np.dtype[Any]:

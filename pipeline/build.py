@@ -18,6 +18,7 @@ from data.module import RetrievalData
 from data.prepared import PreparedDataset
 from data.settings import byte_size, strict
 from data.training_queries import training_queries
+from pipeline.checking import check_precision
 from pipeline.console import progress, say
 from towers.errors import ConfigError
 from towers.model.aggregation import Aggregation, AggregationSettings
@@ -66,7 +67,11 @@ def retrieval(
         dataset: what it trains on.
         total_steps: of the training, if it has an end.
         scratch: an empty folder, in which the items' features are to lie, memory-mapped; None: they are in memory.
+
+    Raises:
+        ConfigError: it cannot be trained with the trainer's precision.
     """
+    check_precision(config)
     infos = [dataset.infos(side) for side in ("user", "item", "context")]
     actions = len(dataset.schema.actions)
     model = hydra.utils.instantiate(config.model)(*infos, actions)

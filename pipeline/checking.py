@@ -69,6 +69,20 @@ def check_unread(config: DictConfig, settings: Mapping[str, Any], reader: str) -
         raise ConfigError(f"{', '.join(said)}: {reader}; leave it out")
 
 
+def check_precision(config: DictConfig) -> None:
+    """Refuse weights in half precision: sums and small updates want float32, and only products gain by less.
+
+    Raises:
+        ConfigError: ``trainer.precision`` is ``bf16-true`` or ``16-true``; says what to set.
+    """
+    precision = str(OmegaConf.select(config, "trainer.precision"))
+    if precision in ("bf16-true", "16-true"):
+        raise ConfigError(
+            f"trainer.precision is {precision}, which keeps the weights in half precision, and losses, sums and "
+            "optimisers are in float32: set trainer.precision=bf16-mixed, which multiplies in bfloat16, or 32-true"
+        )
+
+
 def check_loss(module: Retrieval) -> None:
     """Refuse a loss whose paper's similarity, corrections or negatives are not those of the run.
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data import market, melo, mixed
 from data.fingerprint import is_current
+from data.folders import put_back
 from data.market import MarketConfig
 from data.prepare import prepare
 from data.prepared import PreparedDataset
@@ -40,6 +41,7 @@ def ensure_prepared(config: DictConfig, *, force: bool = False) -> PreparedDatas
     spec = dataset_spec(config)
     target = Path(config.var) / "data" / spec.name
     with _alone(target):
+        put_back(target)
         ensure_generated(config)
         if force or not is_current(spec, target):
             with progress(f"prepare {spec.name}") as tell:

@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from data.prepared import PreparedDataset
+from data.reading import bytes_in_memory
+from pipeline.build import memory_budget
 from towers.features import FeatureInfo
 from towers.model import memory
 from towers.model.fused_softmax import SampledSoftmax, block_rows
@@ -49,12 +51,15 @@ def report(config: DictConfig, dataset: PreparedDataset, device: torch.device, w
     free = memory.free_bytes(device)
     if free is not None and device.type == "cpu":
         free //= world  # all of them live here
+    budget, shown = memory_budget(config), config.get("impressions", 0)
+    data = bytes_in_memory(dataset, budget, shown) if device.type == "cpu" else 0  # a card sees batches of it
     return memory.report(
         model,
         hydra.utils.instantiate(config.optimiser),
         step,
         features=sum(read),
         activations=memory.activation_bytes(build, step) if model.row_by_row else None,
+        data=data,
         free=free,
         shard_above=config.get("shard_above"),
         world=world,

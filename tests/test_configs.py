@@ -16,7 +16,7 @@ import query as query_verb
 import train as train_verb  # registers the run_folder resolver
 from data.spec import DatasetSpec
 from pipeline.build import retrieval
-from pipeline.checking import check_loss, check_settings
+from pipeline.checking import check_loss, check_precision, check_settings
 from pipeline.datasets import dataset_spec, ensure_prepared
 from pipeline.training import train
 from towers.errors import ConfigError, DataError
@@ -139,6 +139,18 @@ def test_a_loss_goes_with_the_similarity_and_the_corrections_of_its_paper(
         return
     with pytest.raises(ConfigError, match=cures):
         check_loss(module)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_weights_in_half_precision_are_refused_with_the_cure(precision: str, prepared: Path) -> None:
+    config = composed("train", "experiment=market", f"trainer.precision={precision}", *SMALL_MARKET, f"var={prepared}")
+    with pytest.raises(ConfigError, match=rf"{precision}, which .* set trainer\.precision=bf16-mixed"):
+        retrieval(config, ensure_prepared(config))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "bf16", "64-true", 16])
+def test_other_precisions_are_the_trainers_matter(precision: str | int) -> None:
+    check_precision(composed("train", "experiment=market", f"trainer.precision={precision}"))
 
 
 @pytest.mark.parametrize(

@@ -125,3 +125,15 @@ def test_the_command_runs_without_a_card(capsys: Any) -> None:
         assert f"  {stage}" in said
     assert "a smoke run: no figure" in said
     assert "name=" not in said, "figures of a smoke run mean nothing"
+
+
+def test_without_a_card_it_says_what_is_missing_and_leaves_no_figure(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "no figure: --device cuda is a CUDA device" in said.err
+    assert "python -m benchmarks.gpu --device cpu --smoke" in said.err
+    assert len(said.err.splitlines()) == 1

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.fingerprint import is_current
+from data.folders import atomic_folder
 from data.prepare import prepare
 from data.prepared import PreparedDataset
-from data.writer import Parts, atomic_folder, sha256
+from data.writer import Parts, sha256
 from tests.data.worlds import SMALL, prepared, spec, write
 from towers.errors import ConfigError, DataError
 
@@ -124,15 +125,6 @@ def test_a_failure_leaves_the_old_folder_as_it_was(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "out") as folder:
         (folder / "y").write_text("new")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["y"]
-
-
-def test_what_a_killed_process_left_is_cleared_away_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
-    (tmp_path / ".out.4194305.tmp").mkdir()  # beyond the largest process id
-    (tmp_path / f".out.{os.getppid()}.tmp").mkdir()
-    (tmp_path / ".out-refit.4194305.tmp").mkdir()  # another dataset's
-    with atomic_folder(tmp_path / "out"):
-        pass
-    assert {p.name for p in tmp_path.iterdir()} == {"out", f".out.{os.getppid()}.tmp", ".out-refit.4194305.tmp"}
 
 
 def test_a_killed_prepare_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ def test_by_hand() -> None:
     assert items == Part("item id", (100, 8), 3_200, 3_200, 6_400)
     assert rest.total == 0
     assert found.total == users.total + items.total + 7 + 9
+    with_data = report(ids(1000, 100, 8, 500), OptimiserSettings(), STEP, features=7, activations=9, data=5)
+    assert with_data.total == found.total + 5
     adam = report(ids(1000, 100, 8, 500), OptimiserSettings(table_optimiser="sparse_adam"), STEP)
     assert adam.parts[0].state == 64_000
 
@@ -47,6 +49,16 @@ def test_of_a_sharded_table_a_share_is_counted() -> None:
     users, items, _ = found.parts
     assert users == Part("user id", (334, 8), 334 * 32, 5 * 10 * (32 + 8), 334 * 4)
     assert items == report(ids(1000, 100, 8, 50), OptimiserSettings(), STEP).parts[1], "100 rows are not above 500"
+
+
+def test_several_processes_hold_a_copy_of_the_dense_gradients() -> None:
+    """DDP's buckets: 3,200 bytes of items once more. Sparse tables are averaged row by row."""
+    (users, items, _), (sparse, dense, _) = (
+        report(ids(1000, 100, 8, 500), OptimiserSettings(), STEP, world=world).parts for world in (1, 2)
+    )
+    assert sparse == users
+    assert dense == Part("item id", (100, 8), 3_200, 2 * 3_200, 6_400)
+    assert items.gradients == 3_200
 
 
 @pytest.mark.parametrize("table_optimiser", ["rowwise_adagrad", "sparse_adam"])
@@ -116,6 +128,8 @@ def test_what_cannot_fit_is_refused_with_the_cure() -> None:
     assert "table=hashed" in refused(Part("item id", (10**9, 4), 2 * GIB, 10, GIB))
     assert "lower batch_size" in refused(dense, 9 * GIB)
     assert "lower model.dim" in refused(Part("other weights", (), GIB, GIB, GIB))
+    with pytest.raises(ConfigError, match=r"cure: set data\.memory_budget to less than 5,368,709,120 bytes"):
+        MemoryReport((dense,), data=5 * GIB, free=4 * GIB).check()
     MemoryReport((dense,), free=4 * GIB).check()
     MemoryReport((dense,), free=None).check()
 

@@ -298,6 +298,27 @@ def test_only_dense_gradients_are_clipped(tmp_path: Path) -> None:
             assert torch.equal(p.grad.to_dense(), sparse[name].to_dense())
 
 
+def test_values_are_clipped_where_the_trainer_says_so(tmp_path: Path) -> None:
+    """Each number by itself, not the norm of all; a sparse table's stay as they are here too."""
+    module = retrieval(sparse=True)
+    before: dict[str, torch.Tensor] = {}
+    after: dict[str, torch.Tensor] = {}
+    clip = module.configure_gradient_clipping
+
+    def watched(*args: Any, **kwargs: Any) -> None:
+        for found, do in ((before, lambda: None), (after, lambda: clip(*args, **kwargs))):
+            do()
+            found |= {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+    module.configure_gradient_clipping = watched  # type: ignore[method-assign]
+    fit(module, tmp_path, loader(), limit_train_batches=1, gradient_clip_val=1e-4, gradient_clip_algorithm="value")
+    assert any(g.is_sparse for g in before.values())
+    for name, grad in before.items():
+        expected = grad if grad.is_sparse else grad.clamp(-1e-4, 1e-4)
+        assert torch.equal(after[name].to_dense(), expected.to_dense()), name
+    assert any(not g.is_sparse and (g.abs() > 1e-4).any() for g in before.values()), "there was something to clip"
+
+
 def test_mixed_precision_takes_a_step(tmp_path: Path) -> None:
     module = retrieval(sparse=True)
     before = weights(module)
@@ -382,6 +403,26 @@ def test_a_trace_holds_the_steps_that_were_asked_for(tmp_path: Path) -> None:
     names = [e["name"] for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
     assert sum(n.startswith("Optimizer.step") for n in names) == 2
     assert "aten::embedding_bag" in names
+
+
+@pytest.mark.parametrize(("batches", "traced"), [(1, 1), (2, 1), (4, 2), (5, 3)])
+def test_a_short_epoch_is_traced_in_its_second_half(tmp_path: Path, batches: int, traced: int) -> None:
+    """``debug=profiler`` skips four batches, which may be all that there are."""
+    said = io.StringIO()
+    trace = Trace(str(tmp_path), skip=4, steps=8, console=Console(file=said))
+    fit(retrieval(), tmp_path, loader(), limit_train_batches=batches, callbacks=[trace])
+    names = [e["name"] for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
+    assert sum(n.startswith("Optimizer.step") for n in names) == traced
+    assert said.getvalue().startswith(f"traced {traced} batches: {tmp_path / 'trace.json'}, for ")
+
+
+def test_a_training_that_ends_before_its_trace_begins_says_so(tmp_path: Path) -> None:
+    said = io.StringIO()
+    fit(retrieval(), tmp_path, loader(), max_steps=2, callbacks=[Trace(str(tmp_path), console=Console(file=said))])
+    assert (
+        said.getvalue() == "no trace: training ended after 2 batches; raise trainer.limit_train_batches or max_epochs\n"
+    )
+    assert not (tmp_path / "trace.json").exists()
 
 
 def test_jobs_shown_and_not_taken_are_pushed_down_and_positives_among_them_are_not() -> None:

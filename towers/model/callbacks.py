@@ -230,14 +230,22 @@ class Trace(pl.Callback):
 
     Args:
         folder: where it is written; the first process's trace only.
-        skip: batches before it begins, in which caches fill and kernels are chosen.
+        skip: batches before it begins, in which caches fill and kernels are chosen; at most half of an epoch.
         steps: batches that it lasts; fewer if training ends before.
+        console: where it is said what was written, by default stderr.
     """
 
-    def __init__(self, folder: str, skip: int = 4, steps: int = 8) -> None:
+    def __init__(self, folder: str, skip: int = 4, steps: int = 8, console: Console | None = None) -> None:
         self.path, self.skip, self.steps = Path(folder) / "trace.json", skip, steps
-        self.seen = 0
+        self.console = console or Console(stderr=True)
+        self.seen, self.traced = 0, 0
         self.profiler: profile | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Skip no more than half of an epoch: it may be all that is trained."""
+        batches = trainer.num_training_batches
+        if batches != float("inf"):
+            self.skip = min(self.skip, int(batches) // 2)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -253,15 +261,24 @@ class Trace(pl.Callback):
     ) -> None:
         """Count; end, if it is time."""
         self.seen += 1
-        if self.seen == self.skip + self.steps:
+        self.traced += self.profiler is not None
+        if self.traced == self.steps:
             self._write()
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End in any case."""
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """End in any case; say so if nothing came of it."""
         self._write()
+        if stage == "fit" and trainer.is_global_zero and not self.traced:
+            self._say(
+                f"no trace: training ended after {self.seen} batches; raise trainer.limit_train_batches or max_epochs"
+            )
 
     def _write(self) -> None:
         if self.profiler is not None:
             self.profiler.stop()
             self.profiler.export_chrome_trace(str(self.path))
             self.profiler = None
+            self._say(f"traced {self.traced} batches: {self.path}, for https://ui.perfetto.dev or chrome://tracing")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)

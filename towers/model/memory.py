@@ -4,10 +4,12 @@ Shapes: ``B`` examples, ``N`` expected candidates of a step, ``L`` history lengt
 
 ===========  ==========================================================================================
 weights      all parameters
-gradients    as large, but for sparse tables: the rows that a step looks up, three times (as they come, sorted, summed),
-             five times if the table is sharded (sent and received besides)
+gradients    as large, and once more on several processes (DDP copies them into buckets); of sparse tables the rows that
+             a step looks up, three times (as they come, sorted, summed), five times if the table is sharded (sent and
+             received besides)
 state        AdamW and SparseAdam: two numbers for each weight; row-wise Adagrad: one for each row
 features     the encoded users and items, what the sampler keeps
+data         examples and histories, or what of them is in memory at a time (``data.reading``); no card holds any
 activations  what the towers keep for the backward pass, measured without storage, and the logits: an estimate
 ===========  ==========================================================================================
 """
@@ -80,23 +82,26 @@ class MemoryReport:
         parts: one for each table, the largest first, then one for what is no table.
         features: encoded users and items and what the sampler keeps.
         activations: of a step; None: not known.
+        data: examples and histories, where they lie in the device's memory.
         free: bytes of the device that are free now; None: not known.
     """
 
     parts: tuple[Part, ...]
     features: int = 0
     activations: int | None = 0
+    data: int = 0
     free: int | None = field(default=None, compare=False)
 
     @property
     def total(self) -> int:
         """All of it."""
-        return sum(p.total for p in self.parts) + self.features + (self.activations or 0)
+        return sum(p.total for p in self.parts) + self.features + self.data + (self.activations or 0)
 
     def __str__(self) -> str:
         """One line."""
         w, g, s = (sum(getattr(p, k) for p in self.parts) for k in ("weights", "gradients", "state"))
         told = [f"weights {size(w)}", f"gradients {size(g)}", f"optimiser {size(s)}", f"features {size(self.features)}"]
+        told += [f"data {size(self.data)}"] if self.data else []
         told.append("activations unknown" if self.activations is None else f"activations ~{size(self.activations)}")
         tables = [
             f"{p.name} {' x '.join(f'{n:,}' for n in p.shape)} {size(p.total)}" for p in self.parts[:3] if p.shape
@@ -113,8 +118,10 @@ class MemoryReport:
         if self.free is None or self.total - (self.activations or 0) / 2 <= self.free:
             return
         largest = max(self.parts, key=lambda p: p.total)
-        if (self.activations or 0) > largest.total:
+        if (self.activations or 0) > max(largest.total, self.data):
             cure = "lower batch_size or the number of negatives, or set grad_cache=1024"
+        elif self.data > largest.total:
+            cure = f"set data.memory_budget to less than {self.data:,} bytes: the rest is read as it is used"
         elif not largest.shape:
             cure = "lower model.dim, width or layers"
         elif largest.gradients >= largest.weights:
@@ -133,6 +140,7 @@ def report(
     *,
     features: int = 0,
     activations: int | None = 0,
+    data: int = 0,
     free: int | None = None,
     shard_above: int | None = None,
     world: int = 1,
@@ -145,6 +153,7 @@ def report(
         step: what is looked up at once.
         features: bytes of the encoded tables.
         activations: bytes, from ``activation_bytes``.
+        data: bytes of examples and histories.
         free: bytes of the device that are free.
         shard_above: rows from which a table is shared out; None: none is.
         world: processes that share it.
@@ -154,11 +163,12 @@ def report(
     widths = {i.name: max(i.width, 1) for i in (*model.user_infos, *model.context_infos, *model.item_infos)}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     kept = sum(b.numel() * b.element_size() for b in model.buffers())  # keys of hashed values, above all
+    copies = 1 if world == 1 else 2  # views of the buckets save nothing: a gradient is made before it is copied there
     parts, rest = [], Part("other weights", (), kept, 0, 0)
     for name, p in model.named_parameters():
         shape = (-(-len(p) // world), *p.shape[1:]) if id(p) in shared else tuple(p.shape)
         weights = math.prod(shape) * p.element_size()
-        gradients, state = (weights, 2 * weights) if p.requires_grad else (0, 0)
+        gradients, state = (copies * weights, 2 * weights) if p.requires_grad else (0, 0)
         if id(p) in own:
             times = 5 if id(p) in shared else 3
             gradients = times * _lookups(name, widths, step) * (p.element_size() * p.shape[1] + 8)
@@ -168,7 +178,7 @@ def report(
         else:
             rest = Part(rest.name, (), rest.weights + weights, rest.gradients + gradients, rest.state + state)
     parts.sort(key=lambda part: -part.total)
-    return MemoryReport((*parts, rest), features, activations, free)
+    return MemoryReport((*parts, rest), features, activations, data, free)
 
 
 def activation_bytes(build: Callable[[], RetrievalModel], step: Step) -> int:

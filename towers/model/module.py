@@ -347,9 +347,14 @@ class Retrieval(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of the dense gradients; Adagrad's tables need none, and torch cannot clip sparse ones."""
+        """Clip the norm of the dense gradients, or each of their numbers (``trainer.gradient_clip_algorithm=value``).
+
+        Adagrad's tables need none, and torch cannot clip sparse ones.
+        """
         if gradient_clip_val:
             dense = [
                 p for g in optimizer.param_groups for p in g["params"] if p.grad is not None and not p.grad.is_sparse
             ]
-            torch.nn.utils.clip_grad_norm_(dense, gradient_clip_val)
+            by_value = gradient_clip_algorithm == "value"
+            clip = torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_
+            clip(dense, gradient_clip_val)
