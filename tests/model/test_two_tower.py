@@ -98,6 +98,7 @@ def test_all_problems_are_told_at_once_with_their_cures() -> None:
     ("changes", "told"),
     [
         ({"item": TowerSettings(fusion="sum", body="dense")}, "set model.item.fusion=concat"),
+        ({"user": TowerSettings(body="mlp", rank=4)}, "model.user.rank is of the body cross, not of mlp"),
         ({"item": TowerSettings(include=[])}, "the item tower reads no feature"),
         ({"user": TowerSettings(include=[]), "history": HistorySettings(pooling="none")}, "the user tower reads no"),
         ({"user": TowerSettings(fusion="sum"), "item": TowerSettings(width=9)}, "but a history has 9"),

@@ -278,6 +278,8 @@ def _problems(
     if s.id_dropout and infos and not history and all(i.kind is Kind.ID for i in infos):
         out.append(f"{here}.id_dropout leaves nothing where the id is dropped; set it to 0, or read other features too")
     wrong = [i.name for i in infos if i.kind in (Kind.VECTOR, Kind.SENTENCE) and i.width - 1 != width]
+    if s.rank is not None and s.body in ("none", "mlp", "dense"):
+        out.append(f"{here}.rank is of the body cross, not of {s.body}; set it to null")
     if s.body == "dense" and s.fusion == "sum":
         out.append(f"{here}.body=dense begins with the linear layer of a concat; set {here}.fusion=concat, or "
                    f"{here}.body=mlp")  # fmt: skip
