@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print(f"no figure: --device {args.device} is a CUDA device, and torch {torch.__version__} sees none here; to "
-              "run the same code without one: python -m benchmarks.gpu --device cpu --smoke", file=sys.stderr)  # fmt: skip
+              "run the code without one: python -m benchmarks.gpu --device cpu --smoke", file=sys.stderr)  # fmt: skip
         return 1
     sizes = Sizes(users=args.users, items=args.items, dim=args.dim, negatives=args.negatives)
     copied, side, warm_up, cuda = 1 << 30, 8192, 5, device.type == "cuda"
