@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     plan.check()
     log = Log(sizes)
     trainer = Trainer(module(sizes, log.item_events, device), device, "bf16")
-    batches = log.batches(args.batch, args.workers, on_cuda=cuda)
+    batches = log.batches(args.batch, args.workers, device)
     here = resident(batches, trainer, 4)
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
@@ -264,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"the host waits at {', '.join(waits(trainer, here[0])) or 'no line'}")
     share_waited = {}
     for size in args.batches:
-        batches = log.batches(size, args.workers, on_cuda=cuda)
+        batches = log.batches(size, args.workers, device)
         try:
             alone = throughput(trainer, repeated(resident(batches, trainer, 4)), warm_up, args.steps)
             fed = throughput(trainer, batches, max(warm_up, args.workers), args.steps)
