@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print(f"no figure: --device {args.device} is a CUDA device, and torch {torch.__version__} sees none here; to "
-              "run the same code without one: python -m benchmarks.gpu --device cpu --smoke", file=sys.stderr)  # fmt: skip
+              "run the code without one: python -m benchmarks.gpu --device cpu --smoke", file=sys.stderr)  # fmt: skip
         return 1
     sizes = Sizes(users=args.users, items=args.items, dim=args.dim, negatives=args.negatives)
     copied, side, warm_up, cuda = 1 << 30, 8192, 5, device.type == "cuda"
@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     plan.check()
     log = Log(sizes)
     trainer = Trainer(module(sizes, log.item_events, device), device, "bf16")
-    batches = log.batches(args.batch, args.workers, on_cuda=cuda)
+    batches = log.batches(args.batch, args.workers, device)
     here = resident(batches, trainer, 4)
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
@@ -264,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"the host waits at {', '.join(waits(trainer, here[0])) or 'no line'}")
     share_waited = {}
     for size in args.batches:
-        batches = log.batches(size, args.workers, on_cuda=cuda)
+        batches = log.batches(size, args.workers, device)
         try:
             alone = throughput(trainer, repeated(resident(batches, trainer, 4)), warm_up, args.steps)
             fed = throughput(trainer, batches, max(warm_up, args.workers), args.steps)

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.ceilings import Shapes
-from data.batches import Collator, QueryBatches, TrainBatches, joined, pinned
+from data.batches import Collator, QueryBatches, TrainBatches, joined
 from data.examples import Examples
 from data.histories import HistoryLog
+from data.sending import Sender, SentBatches
 from towers.evaluation.task import Task
 from towers.features import FIRST, Batch, FeatureInfo, Kind, Ragged
 from towers.model import memory
@@ -90,14 +91,12 @@ class Log:
         ones = np.ones(len(rows), np.float32)
         return Examples(user, self.history.item[rows], None, ones, np.zeros(len(rows), np.int8), rows)
 
-    def batches(self, size: int, workers: int, *, on_cuda: bool) -> Iterator[Batch]:
+    def batches(self, size: int, workers: int, device: torch.device) -> Iterator[Batch]:
         """Training batches without end, made while the device works, by the project's own loader."""
         collate = Collator(self.history, "order", self.sizes.length, self.known)
-        finish = pinned if on_cuda else None
+        make = partial(SentBatches, Sender(device)) if device.type == "cuda" else TrainBatches[Batch]
         for epoch in count():
-            yield from TrainBatches(
-                _OnePart(self, collate), joined, size, 0, epoch=partial(int, epoch), workers=workers, finish=finish
-            )
+            yield from make(_OnePart(self, collate), joined, size, 0, epoch=partial(int, epoch), workers=workers)
 
     def task(self, queries: int) -> Task:
         """The last job of some users, sought among all jobs, the other jobs that they took left out."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 from data.blocks import ContextSpec
 from data.entities import Entities, check_parsed, value_sql
 from data.sources import Source, quote
+from towers.features import Kind
 
 PREFIX = "context."  # of the log's context columns, which may be called "user" or "time" in the files
 
@@ -32,7 +33,20 @@ def check(con: duckdb.DuckDBPyConnection, s: Source, spec: ContextSpec) -> None:
 
 def select_sql(s: Source, spec: ContextSpec) -> str:
     """The context columns of some files of the log, to be appended to a list of expressions."""
-    return "".join(f", {value_sql(s, n, spec, 'context')} AS {quote(PREFIX + n)}" for n in spec.columns)
+    return "".join(f", {_one_zero(s, n, spec)} AS {quote(PREFIX + n)}" for n in spec.columns)
+
+
+def _one_zero(s: Source, name: str, spec: ContextSpec) -> str:
+    """A context column in which -0.0 is 0.0: they are one context, which engines would write in either way."""
+    sql, kind = value_sql(s, name, spec, "context"), s.columns[name]
+    if sql != quote(name):  # read from text: see ``value_sql``
+        kinds = {f.kind for f in spec.features if name in f.columns}
+        kind = "DOUBLE" if Kind.NUMERIC in kinds else "DOUBLE[]" if Kind.VECTOR in kinds else "VARCHAR[]"
+    if not kind.startswith(("FLOAT", "DOUBLE")):
+        return sql
+    if kind.endswith("]"):
+        return f"[CASE WHEN x = 0 THEN 0 ELSE x END FOR x IN {sql}]::{kind}"
+    return f"CASE WHEN {sql} = 0 THEN 0 ELSE {sql} END::{kind}"
 
 
 def names_sql(spec: ContextSpec) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytorch_lightning as pl
 
-from data.batches import TrainBatches, batches_per_epoch, joined, pinned
+from data.batches import TrainBatches, batches_per_epoch, joined
 from data.prepared import PreparedDataset
 from data.reading import TrainingParts
+from data.sending import Sender, SentBatches
 from data.tasks import build_task
 from towers.errors import ConfigError
 from towers.evaluation.task import Task
@@ -70,10 +72,12 @@ class RetrievalData(pl.LightningDataModule):
         return batches_per_epoch(len(self.parts), self.batch_size, world)
 
     def train_dataloader(self) -> TrainBatches[Batch]:
-        """Shuffled training batches."""
+        """Shuffled training batches; those of a card are sent there ahead."""
         trainer = self.trainer
-        on_cuda = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        return TrainBatches(
+        device = None if trainer is None else trainer.strategy.root_device
+        card = device if device is not None and device.type == "cuda" else None
+        make = TrainBatches[Batch] if card is None else partial(SentBatches, Sender(card))
+        return make(
             self.parts,
             joined,
             self.batch_size,
@@ -82,7 +86,6 @@ class RetrievalData(pl.LightningDataModule):
             rank=0 if trainer is None else trainer.global_rank,
             world=1 if trainer is None else trainer.world_size,
             workers=self.workers,
-            finish=pinned if on_cuda else None,
         )
 
     def val_dataloader(self) -> Tasks:

@@ -25,7 +25,7 @@ MAY = {
 FROM_MODEL = {"towers/index/embed.py", "towers/index/towers_onnx.py"}
 HEAVY = {
     "torch": lambda f: f.startswith(("towers/model/", "towers/evaluation/", "pipeline/")) or f in FROM_MODEL
-    or f in {"data/batches.py", "towers/index/devices.py"},
+    or f in {"data/batches.py", "data/sending.py", "towers/index/devices.py"},
     "pytorch_lightning": lambda f: f in {"data/module.py", "towers/model/module.py", "towers/model/callbacks.py",
                                          "towers/model/saving.py", "pipeline/training.py"},
     "hydra": lambda f: f.startswith("pipeline/"),

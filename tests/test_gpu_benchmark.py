@@ -62,7 +62,7 @@ def test_the_counted_shapes_are_those_that_the_towers_see() -> None:
     """Every linear layer, by what it was given in a step."""
     log, seen = Log(SMALL), []
     learner = module(SMALL, log.item_events, torch.device("cpu"))
-    one = next(log.batches(6, 1, on_cuda=False))
+    one = next(log.batches(6, 1, torch.device("cpu")))
     for layer in learner.model.modules():
         if isinstance(layer, torch.nn.Linear):
             layer.register_forward_hook(lambda m, x, _: seen.append((len(x[0]), m.in_features, m.out_features)))
@@ -79,7 +79,7 @@ def test_the_counted_shapes_are_those_that_the_towers_see() -> None:
 
 def test_the_log_gives_each_event_once_and_only_the_past() -> None:
     log, found = Log(SMALL), []
-    batches = log.batches(25, 2, on_cuda=False)
+    batches = log.batches(25, 2, torch.device("cpu"))
     for _ in range(-(-30 * 6 // 25)):
         one = next(batches)
         for user, item, history in zip(one.user.tolist(), one.item.tolist(), one.history.tolist(), strict=True):

@@ -61,6 +61,20 @@ def test_each_distinct_context_is_encoded_once_and_row_0_is_the_one_in_which_not
     assert found == {(r["user"], r["item"], r["query"], r["place"]) for r in SEARCHES}
 
 
+@pytest.mark.parametrize("file", ["log.parquet", "log.csv"])
+def test_a_negative_zero_is_zero(tmp_path: Path, file: str) -> None:
+    """They are equal; which of them would be written is up to chance, and to the engine."""
+    rows = [{**row, "pay": 0.0 if i % 2 else -0.0, "near": "0.0 1.5" if i % 2 else "-0.0 1.5"}
+            for i, row in enumerate(SEARCHES)]  # fmt: skip
+    features = {"pay": {"kind": "numeric"}, "near": {"kind": "vector", "dim": 2}}
+    data = searches(tmp_path, rows, file, context={"features": features, "separator": " "})
+    assert len(data.contexts) == 2, "nothing given, and this one"
+    raw = data.raw("context").take(np.array([1]))
+    pay, near = raw["pay"].to_pylist()[0], raw["near"].to_pylist()[0]
+    assert (pay, near) == (0.0, [0.0, 1.5])
+    assert not np.signbit([pay, *near]).any()
+
+
 def test_vocabularies_are_those_of_training(tmp_path: Path) -> None:
     data = searches(tmp_path)
     places = dict(zip(asked(data, range(len(data.contexts))), data.encoded("context")["place"].tolist(), strict=True))

@@ -127,6 +127,27 @@ def test_given_splits_in_json_and_users_of_a_table(tmp_path: Path) -> None:
 
 @needs_spark
 @pytest.mark.usefixtures("_session")
+def test_contexts_of_negative_zeros(tmp_path: Path) -> None:
+    """-0.0 equals 0.0 and has other bytes; which of them is met first is nobody's choice."""
+    rng, n = np.random.default_rng(3), 300
+    columns = {k: v for k, v in log(rng, n).items() if k in ("user", "item", "time")}
+    columns["pay"] = rng.choice([-0.0, 0.1], n)
+    columns["share"] = pa.array(rng.choice([-0.0, 0.0, 2.5], n), pa.float32())
+    columns["place"] = pa.array([[float(x), -0.0] for x in rng.choice([-0.0, 1.0], n)])
+    write(tmp_path / "log.parquet", pa.table(columns))
+    kinds = {"pay": {"kind": "numeric"}, "share": {"kind": "numeric"}, "place": {"kind": "vector", "dim": 2}}
+    data = both(
+        tmp_path,
+        events={"files": "log.parquet", "time": {"column": "time", "unit": "us"}},
+        context={"features": kinds},
+        split={"rule": "global_time", "valid": 0.1, "test": 0.2},
+        faults={"duplicate": {"limit": 1}},
+    )
+    assert len(data.contexts) == 1 + 2 * 2 * 2, "nothing given, and every combination"
+
+
+@needs_spark
+@pytest.mark.usefixtures("_session")
 def test_faults_stop_with_the_same_words(tmp_path: Path) -> None:
     write(tmp_path / "log.parquet", [*SMALL, *events((2, None, 9))])
     said = []

@@ -419,9 +419,7 @@ def test_a_short_epoch_is_traced_in_its_second_half(tmp_path: Path, batches: int
 def test_a_training_that_ends_before_its_trace_begins_says_so(tmp_path: Path) -> None:
     said = io.StringIO()
     fit(retrieval(), tmp_path, loader(), max_steps=2, callbacks=[Trace(str(tmp_path), console=Console(file=said))])
-    assert (
-        said.getvalue() == "no trace: training ended after 2 batches; raise trainer.limit_train_batches or max_epochs\n"
-    )
+    assert said.getvalue() == "no trace: training ended after 2 batches; raise limit_train_batches or max_epochs\n"
     assert not (tmp_path / "trace.json").exists()
 
 

@@ -269,9 +269,7 @@ class Trace(pl.Callback):
         """End in any case; say so if nothing came of it."""
         self._write()
         if stage == "fit" and trainer.is_global_zero and not self.traced:
-            self._say(
-                f"no trace: training ended after {self.seen} batches; raise trainer.limit_train_batches or max_epochs"
-            )
+            self._say(f"no trace: training ended after {self.seen} batches; raise limit_train_batches or max_epochs")
 
     def _write(self) -> None:
         if self.profiler is not None:

@@ -314,7 +314,10 @@ class Retrieval(pl.LightningModule):
         self.log_dict(result.flat(task.name), batch_size=1, on_step=False, on_epoch=True, sync_dist=True)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Batches become int64 on the device, copied while the host goes on; a task streams its own batches."""
+        """Batches become int64 on the device; a task streams its own batches.
+
+        Those that the datamodule made for a card are there already, others are copied while the host goes on.
+        """
 
         def there(x: Tensor) -> Tensor:
             moved = x.to(device, non_blocking=True)
