@@ -410,16 +410,16 @@ def test_a_short_epoch_is_traced_in_its_second_half(tmp_path: Path, batches: int
     """``debug=profiler`` skips four batches, which may be all that there are."""
     said = io.StringIO()
     trace = Trace(str(tmp_path), skip=4, steps=8, console=Console(file=said))
-    fit(retrieval(), tmp_path, loader(), limit_train_batches=batches, callbacks=[trace])
+    fit(retrieval(), tmp_path, loader(), limit_train_batches=batches, max_epochs=2, callbacks=[trace])
     names = [e["name"] for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
     assert sum(n.startswith("Optimizer.step") for n in names) == traced
-    assert said.getvalue().startswith(f"traced {traced} batches: {tmp_path / 'trace.json'}, for ")
+    assert said.getvalue().startswith(f"batches traced: {traced}, in {tmp_path / 'trace.json'}, for ")
 
 
 def test_a_training_that_ends_before_its_trace_begins_says_so(tmp_path: Path) -> None:
     said = io.StringIO()
     fit(retrieval(), tmp_path, loader(), max_steps=2, callbacks=[Trace(str(tmp_path), console=Console(file=said))])
-    assert said.getvalue() == "no trace: training ended after 2 batches; raise limit_train_batches or max_epochs\n"
+    assert said.getvalue() == "no trace: batches trained: 2; raise limit_train_batches or max_epochs\n"
     assert not (tmp_path / "trace.json").exists()
 
 

@@ -231,7 +231,7 @@ class Trace(pl.Callback):
     Args:
         folder: where it is written; the first process's trace only.
         skip: batches before it begins, in which caches fill and kernels are chosen; at most half of an epoch.
-        steps: batches that it lasts; fewer if training ends before.
+        steps: batches that it lasts; fewer if the epoch ends before.
         console: where it is said what was written, by default stderr.
     """
 
@@ -262,21 +262,21 @@ class Trace(pl.Callback):
         """Count; end, if it is time."""
         self.seen += 1
         self.traced += self.profiler is not None
-        if self.traced == self.steps:
+        if self.traced == self.steps or trainer.is_last_batch:  # what follows is validation
             self._write()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """End in any case; say so if nothing came of it."""
         self._write()
         if stage == "fit" and trainer.is_global_zero and not self.traced:
-            self._say(f"no trace: training ended after {self.seen} batches; raise limit_train_batches or max_epochs")
+            self._say(f"no trace: batches trained: {self.seen}; raise limit_train_batches or max_epochs")
 
     def _write(self) -> None:
         if self.profiler is not None:
             self.profiler.stop()
             self.profiler.export_chrome_trace(str(self.path))
             self.profiler = None
-            self._say(f"traced {self.traced} batches: {self.path}, for https://ui.perfetto.dev or chrome://tracing")
+            self._say(f"batches traced: {self.traced}, in {self.path}, for https://ui.perfetto.dev or chrome://tracing")
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
