@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import chain, islice
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from towers.features import Batch, Ragged
 _HOUR_US = 3_600_000_000
 _TOGETHER = 1 << 13  # examples of the batches that a thread makes before it hands them over, which takes .1 ms
 T = TypeVar("T")
-Made = TypeVar("Made", covariant=True)
+Opened = TypeVar("Opened", covariant=True)
 Ints = NDArray[np.int64]
 
 
@@ -99,7 +98,7 @@ class Collator:
         return self.known.take(e.user if e.place is None else e.place)
 
 
-class Parts(Protocol[Made]):
+class Parts(Protocol[Opened]):
     """Training examples that are opened some parts at a time."""
 
     @property
@@ -114,8 +113,40 @@ class Parts(Protocol[Made]):
     def capacity(self) -> int | None:
         """Bytes of the parts that may be open together; None: all may."""
 
-    def open(self, parts: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], Made]:
+    def open(self, parts: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], Opened]:
         """Read some parts: what makes a batch of some of their positions, counted from the first part's."""
+
+
+class Portion(NamedTuple):
+    """Positions of a window that are a batch, or as much of one as the window has.
+
+    Attributes:
+        piece: the positions.
+        ends: the batch ends with them.
+    """
+
+    piece: Piece
+    ends: bool
+
+
+class Job(NamedTuple):
+    """What a thread makes at once: parts of neighbouring batches that come from one window."""
+
+    window: int
+    parts: list[Portion]
+
+
+@dataclass(frozen=True)
+class Made(Generic[T]):
+    """What has come of a job.
+
+    Attributes:
+        whole: batches.
+        begun: the parts of a batch that a later job ends; they hold nothing of their windows.
+    """
+
+    whole: list[T]
+    begun: list[T]
 
 
 class TrainBatches(Generic[T]):
@@ -125,7 +156,8 @@ class TrainBatches(Generic[T]):
     that a run that was stopped in the middle of an epoch goes on with exactly the batches it had not seen.
 
     While a step runs, the next batches are made and the next window is read. What was handed out counts as done, not
-    what was made: hence nothing depends on ``workers``.
+    what was made: hence nothing depends on ``workers``. Two windows are in memory at most, however many of them a batch
+    takes from: of each, its part of the batch is made before the window after the next is read.
 
     Args:
         parts: the training examples.
@@ -156,7 +188,8 @@ class TrainBatches(Generic[T]):
         self._parts, self._join, self._size, self._finish = parts, join, batch_size, finish
         self._seed, self._epoch, self._rank, self._world = seed, epoch, rank, world
         self._workers, self._examples = workers, int(parts.sizes.sum())
-        self._done = 0
+        self._done, self._resumed = 0, False
+        self._of: int | None = None  # the epoch whose batches are handed out
         if self._examples < world:
             raise ConfigError(f"{self._examples} training examples for {world} processes; use fewer processes")
 
@@ -165,10 +198,9 @@ class TrainBatches(Generic[T]):
         return batches_per_epoch(self._examples, self._size, self._world)
 
     def __iter__(self) -> Iterator[T]:
-        """The rest of the current epoch."""
-        first = self._done % len(self)  # all of an epoch handed out: the next one begins
-        self._done = first
-        plan = windows(self._parts.sizes, self._parts.weights, self._parts.capacity, self._seed, self._epoch())
+        """What a checkpoint left of the current epoch, else all of it."""
+        first = self._begin(epoch := self._epoch())
+        plan = windows(self._parts.sizes, self._parts.weights, self._parts.capacity, self._seed, epoch)
         opened: dict[int, tuple[Future[Callable[[Ints], T]], Future[Ints]]] = {}
         threads = ((1, "windows"), (1, "orders"), (self._workers, "batches"))
         with ExitStack() as stack:
@@ -183,69 +215,94 @@ class TrainBatches(Generic[T]):
                 batch, order = opened[piece.window]
                 return batch.result()(order.result()[piece.start : piece.stop])
 
-            def make(pieces: Sequence[Piece]) -> T:
-                made = [made_of(piece) for piece in pieces]
-                batch = made[0] if len(made) == 1 else self._join(made)
-                return batch if self._finish is None else self._finish(batch)
+            def make(job: Job, before: Future[Made[T]] | None) -> Made[T]:
+                begun = [] if before is None else [*before.result().begun]
+                whole: list[T] = []
+                for piece, ends in job.parts:
+                    begun.append(made_of(piece))
+                    if ends:
+                        batch = begun[0] if len(begun) == 1 else self._join(begun)
+                        whole.append(batch if self._finish is None else self._finish(batch))
+                        begun = []
+                return Made(whole, begun)
 
-            def begin(some: list[list[Piece]]) -> tuple[int, Future[list[T]]]:
-                for piece in chain.from_iterable(some):
-                    read(piece.window)
-                return some[0][0].window, makers.submit(lambda: [make(pieces) for pieces in some])
+            jobs = self._jobs(plan, first)
+            job = next(jobs, None)
+            ahead: deque[tuple[int, Future[Made[T]]]] = deque()
+            before: Future[Made[T]] | None = None  # what made the beginning of a batch that the next job ends
 
-            coming = self._together(plan, first)
-            ahead = deque(begin(some) for some in islice(coming, self._workers))
-            while ahead:
-                k, making = ahead.popleft()
-                batches = deque(making.result())
+            def begin() -> None:
+                """As many jobs as there are threads, while two windows do for them: no more are in memory."""
+                nonlocal job, before
+                k = ahead[0][0] if ahead else len(plan.parts) if job is None else job.window
                 for past in [w for w in opened if w < k]:
-                    del opened[past]  # before the next one is read: two are in memory, no more
-                if k + 1 < len(plan.parts):
-                    read(k + 1)
-                ahead.extend(begin(some) for some in islice(coming, 1))
+                    del opened[past]
+                for window in range(k, min(k + 2, len(plan.parts))):
+                    read(window)
+                while job is not None and len(ahead) < self._workers and job.window in opened:
+                    # threads take jobs in order, hence none waits for one that nobody makes
+                    making = makers.submit(make, job, before)
+                    before = None if job.parts[-1].ends else making
+                    ahead.append((job.window, making))
+                    job = next(jobs, None)
+
+            begin()
+            while ahead:
+                _, making = ahead.popleft()
+                batches = deque(making.result().whole)
+                begin()
                 while batches:
                     self._done += 1
                     yield batches.popleft()
 
-    def _together(self, plan: Windows, first: int) -> Iterator[list[list[Piece]]]:
-        """The pieces of each batch from ``first`` on, those that are made at once together: of one window, and few."""
-        some: list[list[Piece]] = []
+    def _begin(self, epoch: int) -> int:
+        """The first batch of an epoch that was not handed out before the checkpoint that was loaded, if one was."""
+        resumed = self._resumed and self._of in (None, epoch)
+        # all of an epoch handed out, in a checkpoint that does not tell which: the next one begins
+        self._done = self._done % len(self) if resumed else 0
+        self._resumed, self._of = False, epoch
+        return self._done
+
+    def _jobs(self, plan: Windows, first: int) -> Iterator[Job]:
+        """All that makes the batches from ``first`` on; a job takes from one window, and few examples."""
+        some: list[Portion] = []
         for i in range(first, len(self)):
             # the last batch may be short, or hold the one example by which the ranks' shares differ
             end = self._examples if i == len(self) - 1 else (i + 1) * self._size
-            pieces = list(plan.pieces(i * self._size, end, self._rank, self._world))
-            if some and (pieces[0].window != some[0][0].window or len(some) * self._size >= _TOGETHER):
-                yield some
-                some = []
-            some.append(pieces)
-        yield some
+            *begun, last = plan.pieces(i * self._size, end, self._rank, self._world)
+            for part in [*(Portion(piece, False) for piece in begun), Portion(last, True)]:
+                if some and (part.piece.window != some[0].piece.window or len(some) * self._size >= _TOGETHER):
+                    yield Job(some[0].piece.window, some)
+                    some = []
+                some.append(part)
+        yield Job(some[0].piece.window, some)
 
     def state_dict(self) -> dict[str, Any]:
-        """Batches of the current epoch that were handed out, and what their order depends on."""
+        """Batches that were handed out, of which epoch, and what their order depends on."""
+        return {"done": self._done, "epoch": self._of, **self._settings()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint stopped; an epoch after that of the checkpoint begins at its first batch.
+
+        Raises:
+            ConfigError: the run is not the same: another seed, world size, batch size, number of examples, or memory.
+        """
+        mine = self._settings()
+        state = {"window_bytes": None, "epoch": None, **state}  # checkpoints from before there were windows, and epochs
+        if changed := [f"{key} was {state[key]} and is {mine[key]}" for key in mine if state[key] != mine[key]]:
+            raise ConfigError(
+                f"cannot resume: {'; '.join(changed)}; resume with the checkpoint's settings and data, or start anew"
+            )
+        self._done, self._of, self._resumed = int(state["done"]), state["epoch"], True
+
+    def _settings(self) -> dict[str, Any]:
         return {
-            "done": self._done,
             "seed": self._seed,
             "world": self._world,
             "batch_size": self._size,
             "examples": self._examples,
             "window_bytes": self._parts.capacity,
         }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint stopped.
-
-        Raises:
-            ConfigError: the run is not the same: another seed, world size, batch size, number of examples, or memory.
-        """
-        mine = self.state_dict()
-        state = {"window_bytes": None, **state}  # checkpoints from before there were windows
-        if changed := [
-            f"{key} was {state[key]} and is {mine[key]}" for key in mine if state[key] != mine[key] and key != "done"
-        ]:
-            raise ConfigError(
-                f"cannot resume: {'; '.join(changed)}; resume with the checkpoint's settings and data, or start anew"
-            )
-        self._done = int(state["done"])
 
 
 def batches_per_epoch(examples: int, batch_size: int, world: int) -> int:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+        """Shuffled training batches, from where a checkpoint stopped, if one was loaded; those of a card are sent ahead.
+
+        Raises:
+            ConfigError: the checkpoint is of another run, see ``TrainBatches.load_state_dict``.
+        """
+        trainer = self.trainer
+        device = None if trainer is None else trainer.strategy.root_device
+        card = device if device is not None and device.type == "cuda" else None
+        make = TrainBatches[Batch] if card is None else partial(SentBatches, Sender(card))
+        self._batches = make(
 
 import pytorch_lightning as pl
 
@@ -34,6 +43,9 @@ class Tasks:
 
 class RetrievalData(pl.LightningDataModule):
     """Training batches and validation tasks of a prepared dataset.
+
+    It keeps the position in an epoch. Lightning asks its loaders too, but tells them of a checkpoint only if they are
+    made after it has restored its counts, hence not if a module wants to know ``trainer.estimated_stepping_batches``.
 
     Args:
         dataset: the prepared dataset.
@@ -66,18 +78,31 @@ class RetrievalData(pl.LightningDataModule):
         self.parts = TrainingParts(dataset, memory_budget, impressions)
         length, window = dataset.schema.history_length, self.parts.capacity
         self.tasks = [build_task(dataset, name, history_length=length, window=window) for name in validate]
+        self._batches: TrainBatches[Batch] | None = None
+        self._position: dict[str, Any] = {}  # that of the checkpoint which was loaded
 
     def batches_per_epoch(self, world: int = 1) -> int:
         """Training batches of one epoch, on each rank."""
         return batches_per_epoch(len(self.parts), self.batch_size, world)
 
     def train_dataloader(self) -> TrainBatches[Batch]:
+<<<<<<< HEAD
         """Shuffled training batches; those of a card are sent there ahead."""
         trainer = self.trainer
         device = None if trainer is None else trainer.strategy.root_device
         card = device if device is not None and device.type == "cuda" else None
         make = TrainBatches[Batch] if card is None else partial(SentBatches, Sender(card))
         return make(
+=======
+        """Shuffled training batches, from where a checkpoint stopped, if one was loaded.
+
+        Raises:
+            ConfigError: the checkpoint is of another run, see ``TrainBatches.load_state_dict``.
+        """
+        trainer = self.trainer
+        on_cuda = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        self._batches = TrainBatches(
+>>>>>>> e0be134ee1550d15c6728fb0703943823bd382bd
             self.parts,
             joined,
             self.batch_size,
@@ -87,6 +112,17 @@ class RetrievalData(pl.LightningDataModule):
             world=1 if trainer is None else trainer.world_size,
             workers=self.workers,
         )
+        if self._position:
+            self._batches.load_state_dict(self._position)
+        return self._batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the order of examples, see ``TrainBatches.state_dict``."""
+        return self._position if self._batches is None else self._batches.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Where training goes on: in each loader that is made from now on."""
+        self._position = state_dict
 
     def val_dataloader(self) -> Tasks:
         """The tasks, each of which is one batch."""

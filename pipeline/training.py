@@ -89,14 +89,13 @@ def train(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> fl
     )
     held = memory.report(config, dataset, trainer.strategy.root_device, trainer.world_size)
     held.check()
-    epochs = config.schedule_epochs or trainer.max_epochs or 1
-    steps = _steps(module_data, trainer, int(epochs))
+    steps = _steps(module_data, trainer, config.schedule_epochs)
     module = build.retrieval(config, dataset, steps)
     check_loss(module)
     if config.get("compile"):  # here only: what is evaluated and exported is built anew
         compile_towers(module.model)
     if trainer.is_global_zero:
-        say(_summary(module_data, module, run, trainer.world_size))
+        say(_summary(module_data, module, run, trainer))
         say(str(held))
     resume = _newest(run) if config.resume else None
     if resume is None:
@@ -148,7 +147,9 @@ def _tensor_cores(trainer: pl.Trainer) -> Iterator[None]:
 def _newest(run: Run) -> Path | None:
     """The checkpoint to go on from, and a word if it is not the last that was saved."""
     found = checkpoints.newest(run.checkpoints)
-    if found is not None and found.name != checkpoints.LAST:
+    if found is None:
+        say(f"no checkpoint in {run.checkpoints}: the run begins anew")
+    elif found.name != checkpoints.LAST:
         say(
             f"{run.checkpoints / checkpoints.LAST} is damaged or missing; going on from {found.name}, the one before it"
         )
@@ -253,16 +254,35 @@ def _loggers(config: DictConfig, run: Run) -> Any:
     return logger
 
 
-def _steps(data: RetrievalData, trainer: pl.Trainer, epochs: int) -> int:
-    """Optimiser steps of the whole schedule, from our own count: asking the trainer would disturb a resume."""
-    return epochs * math.ceil(data.batches_per_epoch(trainer.world_size) / trainer.accumulate_grad_batches)
+def _batches(data: RetrievalData, trainer: pl.Trainer) -> int:
+    """Training batches of an epoch, on each process: all that there are, or ``trainer.limit_train_batches``."""
+    every, limit = data.batches_per_epoch(trainer.world_size), trainer.limit_train_batches
+    return min(every, limit) if isinstance(limit, int) else int(every * (1.0 if limit is None else limit))
 
 
-def _summary(data: RetrievalData, module: torch.nn.Module, run: Run, world: int) -> str:
+def _steps(data: RetrievalData, trainer: pl.Trainer, schedule_epochs: int | None) -> int:
+    """Optimiser steps of the whole schedule, from our own count: the trainer's knows nothing of ``schedule_epochs``.
+
+    Raises:
+        ConfigError: training has no end.
+    """
+    epochs = schedule_epochs or trainer.max_epochs
+    if epochs is None or epochs < 0:
+        if trainer.max_steps < 0:
+            raise ConfigError(
+                f"trainer.max_epochs is {epochs}, which is no end, and the learning rate is scheduled from the first "
+                "step to the last; set trainer.max_steps, schedule_epochs or trainer.max_epochs"
+            )
+        return max(1, trainer.max_steps)
+    steps = max(1, epochs) * max(1, math.ceil(_batches(data, trainer) / trainer.accumulate_grad_batches))
+    return steps if trainer.max_steps < 0 else max(1, min(steps, trainer.max_steps))
+
+
+def _summary(data: RetrievalData, module: torch.nn.Module, run: Run, trainer: pl.Trainer) -> str:
     weights = sum(p.numel() for p in module.parameters())
-    counts = data.dataset.info["counts"]
+    counts, world = data.dataset.info["counts"], trainer.world_size
     return (
         f"training on {len(data.parts):,} examples of {counts['users']:,} users and {counts['items']:,} items; "
-        f"{weights:,} weights; {data.batches_per_epoch(world):,} batches an epoch"
+        f"{weights:,} weights; {_batches(data, trainer):,} batches an epoch"
         f"{f' on each of {world} processes' if world > 1 else ''}; run {run.folder}"
     )

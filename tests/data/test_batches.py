@@ -102,6 +102,26 @@ def test_a_resumed_loader_hands_out_exactly_the_rest(n: int, size: int, world: i
     assert list(second) == whole  # and so is the resumed one
 
 
+def test_an_epoch_that_was_left_early_is_followed_by_a_whole_one() -> None:
+    """As by ``trainer.limit_train_batches``, which takes the first batches of each epoch."""
+    batches = loader(20, 4)
+    first = [batch for _, batch in zip(range(3), batches, strict=False)]
+    assert list(batches)[:3] == first
+    assert len(list(batches)) == 5
+
+
+def test_a_checkpoint_says_nothing_of_other_epochs() -> None:
+    """Of an epoch that was left early, and of a loader that is made anew for a later one."""
+    epoch = 1
+    first = loader(20, 4, epoch=epoch)
+    for _, _ in zip(range(3), first, strict=False):
+        pass
+    second = TrainBatches(Numbered([20]), end_to_end, 4, 0, lambda: epoch)
+    second.load_state_dict(first.state_dict())
+    epoch = 2
+    assert list(second) == list(loader(20, 4, epoch=2))
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -208,8 +228,10 @@ def test_in_memory_the_order_is_one_permutation(sizes: Numbers) -> None:
             assert found == [expected[r::world].tolist() for r in range(world)]
 
 
-def test_two_windows_are_in_memory_and_no_more() -> None:
-    """The one in use and the next; a window is let go before the one after the next is read."""
+@pytest.mark.parametrize(("size", "world"), [(4, 1), (40, 1), (4, 10), (1000, 1)])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_two_windows_are_in_memory_and_no_more(size: int, world: int, workers: int) -> None:
+    """The one in use and the next, though a batch take from several, and whatever the threads that make batches."""
     alive: list[int] = []
     most = 0
     lock = threading.Lock()
@@ -233,7 +255,7 @@ def test_two_windows_are_in_memory_and_no_more() -> None:
         def open(self, parts: Any) -> Callable[[Any], Numbers]:
             return Open(int(self.sizes[parts].sum()))
 
-    assert sum(map(len, streamed(Counted([8] * 12, capacity=16), 4))) == 96
+    assert sum(map(len, streamed(Counted([8] * 12, capacity=16), size, world=world, workers=workers))) in (96, 10)
     assert most == 2
     assert not alive
 
