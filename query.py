@@ -8,6 +8,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.table import Table
 
 from data.instants import iso
+from pipeline.checking import check_query
 from pipeline.console import cell, out, say, user_errors
 from towers.errors import ConfigError
 from towers.index import Fusion, Results, Retriever
@@ -21,8 +22,7 @@ def main(config: DictConfig) -> None:
         raise ConfigError("set bundle=PATH and user=ID (or user='{feature: value, …}'), or item=ID")
     if config.retrieve not in ("items", "users") or (config.item is None and config.retrieve == "users"):
         raise ConfigError(f"retrieve={config.retrieve}; items for a user or an item, users for an item")
-    if idle := _idle(config):
-        raise ConfigError(f"{', '.join(idle)}: of use only to {_USES[idle[0]]}; leave it out")
+    check_query(config)
     retriever = Retriever.open(config.bundle)
     found, shown, what = _jobs(retriever, config) if config.item is None else _near(retriever, config)
     names = [config.columns] if isinstance(config.columns, str) else config.columns or shown.column_names[:6]
@@ -39,21 +39,6 @@ def main(config: DictConfig) -> None:
         end = retriever.bundle.manifest["data"]["end"]
         say(f"nothing passes; the bundle's data end at {iso(end)}: at=export asks as of then" if end and not config.at
             else "nothing passes the filter and the exclusions")  # fmt: skip
-
-
-_USES = {
-    "context": "a known user's request (user=ID)",
-    "fusion.method": "a user's request, which has words (user=…)",
-    "explain": "a user's request (user=…)",
-    "at": "a search of items: users are compared as they were at the end of the bundle's data",
-}
-
-
-def _idle(config: DictConfig) -> list[str]:
-    """Settings that what is asked for would not read."""
-    names = [] if config.item is None else ["context", "fusion.method", "explain"]
-    names += ["at"] if config.retrieve == "users" else []
-    return [n for n in names if OmegaConf.select(config, n)]
 
 
 def _jobs(retriever: Retriever, config: DictConfig) -> tuple[Results, pa.Table, str]:

@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-        """Shuffled training batches, from where a checkpoint stopped, if one was loaded; those of a card are sent ahead.
-
-        Raises:
-            ConfigError: the checkpoint is of another run, see ``TrainBatches.load_state_dict``.
-        """
-        trainer = self.trainer
-        device = None if trainer is None else trainer.strategy.root_device
-        card = device if device is not None and device.type == "cuda" else None
-        make = TrainBatches[Batch] if card is None else partial(SentBatches, Sender(card))
-        self._batches = make(
+from functools import partial
+from typing import Any
 
 import pytorch_lightning as pl
 
@@ -86,23 +78,16 @@ class RetrievalData(pl.LightningDataModule):
         return batches_per_epoch(len(self.parts), self.batch_size, world)
 
     def train_dataloader(self) -> TrainBatches[Batch]:
-<<<<<<< HEAD
-        """Shuffled training batches; those of a card are sent there ahead."""
-        trainer = self.trainer
-        device = None if trainer is None else trainer.strategy.root_device
-        card = device if device is not None and device.type == "cuda" else None
-        make = TrainBatches[Batch] if card is None else partial(SentBatches, Sender(card))
-        return make(
-=======
-        """Shuffled training batches, from where a checkpoint stopped, if one was loaded.
+        """Shuffled training batches, from where a checkpoint stopped if one was loaded; a card's are sent ahead.
 
         Raises:
             ConfigError: the checkpoint is of another run, see ``TrainBatches.load_state_dict``.
         """
         trainer = self.trainer
-        on_cuda = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        self._batches = TrainBatches(
->>>>>>> e0be134ee1550d15c6728fb0703943823bd382bd
+        device = None if trainer is None else trainer.strategy.root_device
+        card = device if device is not None and device.type == "cuda" else None
+        make = TrainBatches[Batch] if card is None else partial(SentBatches, Sender(card))
+        self._batches = make(
             self.parts,
             joined,
             self.batch_size,

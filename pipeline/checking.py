@@ -69,6 +69,20 @@ def check_unread(config: DictConfig, settings: Mapping[str, Any], reader: str) -
         raise ConfigError(f"{', '.join(said)}: {reader}; leave it out")
 
 
+def check_query(config: DictConfig) -> None:
+    """Refuse settings of ``query.py`` that what is asked for would not read.
+
+    Raises:
+        ConfigError: there are such settings; all are named.
+    """
+    of_items = config.item is not None
+    if of_items:
+        for_users = {"context": None, "fusion.method": None, "explain": False}
+        check_unread(config, for_users, "only a user's request (user=…) has words, a plan or a context")
+    if of_items and config.retrieve == "users":
+        check_unread(config, {"at": None}, "users are compared as they were at the end of the bundle's data")
+
+
 def check_precision(config: DictConfig) -> None:
     """Refuse weights in half precision: sums and small updates want float32, and only products gain by less.
 

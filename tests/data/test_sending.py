@@ -121,7 +121,7 @@ def test_the_position_is_that_of_what_was_handed_out(streams: Streams, log: Any)
     batches = sent(log, streams, workers=3)
     source = iter(batches)
     first = [next(source), next(source)]
-    assert batches.state_dict() == {**plain(log).state_dict(), "done": 2}
+    assert batches.state_dict() == {**plain(log).state_dict(), "done": 2, "epoch": 0}
     again = sent(log, streams)
     again.load_state_dict(batches.state_dict())
     for a, b in zip([*first, *again], plain(log), strict=True):
