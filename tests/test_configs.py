@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 import train as train_verb  # registers the run_folder resolver
 from data.spec import DatasetSpec
 from pipeline.build import retrieval
-from pipeline.checking import check_loss, check_precision, check_settings
+from pipeline.checking import check_loss, check_precision, check_query, check_settings
 from pipeline.datasets import dataset_spec, ensure_prepared
 from pipeline.training import train
 from towers.errors import ConfigError, DataError
