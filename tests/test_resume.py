@@ -35,7 +35,7 @@ class KilledError(Exception):
 
 @contextmanager
 def watched(stop: int | None, steps: list[int], validated: list[int]) -> Iterator[None]:
-    """Notes the optimiser steps before each batch and each validation, and kills before the ``stop``-th batch."""
+    """Notes the optimiser steps before each batch and each validation; kills in what follows ``stop`` batches."""
     train, validate = Retrieval.training_step, Retrieval.validation_step
 
     def training_step(self: Any, *args: Any) -> Any:
@@ -45,6 +45,8 @@ def watched(stop: int | None, steps: list[int], validated: list[int]) -> Iterato
         return train(self, *args)
 
     def validation_step(self: Any, *args: Any) -> Any:
+        if len(steps) == stop:
+            raise KilledError
         validated.append(self.trainer.global_step)
         return validate(self, *args)
 
@@ -84,11 +86,11 @@ def attempt(folder: Path, overrides: list[str], stop: int | None = None) -> tupl
         # so is an epoch in which a validation follows each step
         (["+trainer.val_check_interval=1"], (17, 20), (15, 30)),
         (["+trainer.val_check_interval=1", "+trainer.check_val_every_n_epoch=null"], (17, 20), (15, 30)),
-        # a validation is due after each fourth batch, and the run dies before the batch that follows
+        # it dies in validations: what is saved is a step before
         (["+trainer.val_check_interval=4"], (4, 9, 23), (3, 11, 33)),
-        (["+trainer.val_check_interval=4", "+trainer.check_val_every_n_epoch=null"], (4, 9, 23), (3, 11, 34)),
+        (["+trainer.val_check_interval=4", "+trainer.check_val_every_n_epoch=null"], (4, 9, 21), (3, 11, 31)),
         # a part of each epoch
-        (["+trainer.limit_train_batches=9"], (8, 1, 11), (8, 9, 20)),
+        (["+trainer.limit_train_batches=9"], (8, 2, 10), (8, 10, 20)),
         (["+trainer.limit_train_batches=0.6", "checkpoint_every=9"], (10,), (9,)),
         # patience ends before training may; it goes on to its fifth epoch, which is the best
         (["patience=1", "trainer.min_epochs=5", "trainer.max_epochs=8", "optimiser.learning_rate=0.1"], (70,), (60,)),
@@ -135,7 +137,7 @@ def test_asking_for_the_number_of_steps_changes_nothing(
 
 
 def test_checkpoints_in_which_only_the_loader_knows_its_place_are_resumed(shared: list[str], tmp_path: Path) -> None:
-    """As before 0.2, when the datamodule said nothing, nor did a checkpoint say whether training was to stop."""
+    """Older ones: the datamodule said nothing, nor did a checkpoint say whether training was to stop."""
     overrides = [*shared, "checkpoint_every=3", "patience=null"]
     attempt(tmp_path / "a", overrides)
     attempt(tmp_path / "b", overrides, 20)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -94,10 +95,10 @@ def test_what_a_killed_process_left_is_cleared_away_and_what_a_living_one_writes
     assert {p.name for p in tmp_path.iterdir()} == {"out", living, f".out-refit.{NOBODY}.tmp"}
 
 
-@pytest.mark.parametrize("process", [NOBODY, os.getpid(), os.getppid()])
-def test_the_old_folder_comes_back_whoever_has_the_number_now(tmp_path: Path, process: int) -> None:
+@pytest.mark.parametrize("whose", [lambda: NOBODY, os.getpid, os.getppid], ids=["nobody", "this", "another"])
+def test_the_old_folder_comes_back_whoever_has_the_number_now(tmp_path: Path, whose: Callable[[], int]) -> None:
     """In a container a process has the number of the one that was killed."""
-    old = tmp_path / f".out.{process}.old"
+    old = tmp_path / f".out.{whose()}.old"
     old.mkdir()
     (old / "a").write_text("old")
     with atomic_folder(tmp_path / "out"):
