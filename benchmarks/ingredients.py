@@ -15,11 +15,6 @@ class Ablation:
 
 _UNTRAINED = ("title", "city", "state", "company")
 _READINGS = ("described", "called", "spelled")
-_TITLES = [
-    Ablation("training", ("trainer.max_epochs=0",)),
-    Ablation("sentences", ("~model.blocks.meaning", "~model.weights.meaning", "model.apart=[]")),
-    Ablation("sentences as they are: trained on", ("model.apart=[]",)),
-]
 _SEQUENCES = [
     Ablation("start from the sequence-kNN matrix", ("init=none",)),
     Ablation("training", ("trainer.max_epochs=0",)),
@@ -94,19 +89,20 @@ ABLATIONS: dict[str, list[Ablation]] = {
     ],
     "melo_sentences": [
         Ablation("n-grams", ("~model.blocks.words", "model.apart=[]", "trainer.max_epochs=0")),
-        *_TITLES,
+        Ablation("training", ("trainer.max_epochs=0",)),
+        Ablation("sentences", ("~model.blocks.meaning", "~model.weights.meaning", "model.apart=[]")),
+        Ablation("sentences as they are: trained on", ("model.apart=[]",)),
         Ablation("in-batch negatives: 1,024 uniform", ("negatives=uniform", "negatives.n=1024")),
         Ablation("temperature .05: .2", ("model.similarity.temperature=0.2",)),
         Ablation("width 256: 64", ("model.blocks.words.dim=64",)),
     ],
+    # what these two add to melo_sentences
     "melo_titles_sentences": [
-        *_TITLES,
         Ablation(
-            "other titles of the query",
-            tuple(f"model.blocks.{name}.history.pooling=none" for name in ("words", "meaning")),
-        ),
+            "other titles of the query", tuple(f"model.blocks.{n}.history.pooling=none" for n in ("words", "meaning"))
+        )
     ],
-    "melo_pooled_sentences": [*_TITLES, Ablation("mean of a concept's titles", ("group_weight=0",))],
+    "melo_pooled_sentences": [Ablation("mean of a concept's titles", ("group_weight=0",))],
     "amazon_beauty": _SEQUENCES,
     "amazon_sports": _SEQUENCES,
 }  # fmt: skip
